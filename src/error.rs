@@ -1,0 +1,114 @@
+//! Everything that can go wrong, in the field's words, and its only mapping to Python exceptions.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use pyo3::exceptions::{PyFileNotFoundError, PyOSError, PyRuntimeError, PyTypeError, PyValueError};
+use pyo3::prelude::*;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A value that can never work: `ValueError`.
+    #[error("{0}")]
+    InvalidValue(String),
+    /// A value of a kind that can never work: `TypeError`.
+    #[error("{0}")]
+    InvalidType(String),
+    /// `FileNotFoundError`, in the contract's words: "VAE weights not found: /models/ae.safetensors".
+    #[error("{what}: {}", path.display())]
+    Missing { what: &'static str, path: PathBuf },
+    /// Something on disk or in the environment that the run cannot work with: `RuntimeError`.
+    #[error("{0}")]
+    Unusable(String),
+    /// `zipfile.BadZipFile`.
+    #[error("{0}")]
+    BadZip(String),
+    /// The zip could not be had.
+    #[error("{message}")]
+    Download { failure: DownloadFailure, message: String },
+    /// `OSError` with its errno and file name.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io { action: &'static str, path: PathBuf, source: io::Error },
+    /// The caller no longer wants the work. Never seen by Python: what made the caller cancel is raised instead.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+/// What `requests` has three exceptions for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DownloadFailure {
+    Status(u16),
+    Connection,
+    Timeout,
+}
+
+impl Error {
+    /// For `map_err` on file-system calls: `.map_err(Error::io("write", &path))`.
+    pub fn io<'a>(action: &'static str, path: &'a Path) -> impl Fn(io::Error) -> Self + 'a {
+        move |source| Self::Io { action, path: path.to_owned(), source }
+    }
+}
+
+impl From<Error> for PyErr {
+    fn from(error: Error) -> Self {
+        let message = error.to_string();
+        match error {
+            Error::InvalidValue(_) => PyValueError::new_err(message),
+            Error::InvalidType(_) => PyTypeError::new_err(message),
+            Error::Missing { .. } => PyFileNotFoundError::new_err(message),
+            Error::Unusable(_) | Error::Cancelled => PyRuntimeError::new_err(message),
+            Error::BadZip(_) => Python::attach(|py| bad_zip_file(py, message)),
+            Error::Download { failure, .. } => Python::attach(|py| download_error(py, failure, message)),
+            Error::Io { action, path, source } => match source.raw_os_error() {
+                // OSError(errno, text, filename) becomes FileNotFoundError, PermissionError, … by its errno.
+                Some(errno) => PyOSError::new_err((errno, format!("cannot {action}: {source}"), path)),
+                None => PyOSError::new_err(message),
+            },
+        }
+    }
+}
+
+fn bad_zip_file(py: Python<'_>, message: String) -> PyErr {
+    match py.import("zipfile").and_then(|module| module.getattr("BadZipFile")?.call1((message,))) {
+        Ok(exception) => PyErr::from_value(exception),
+        Err(error) => error,
+    }
+}
+
+pyo3::create_exception!(
+    musubitraining,
+    DownloadError,
+    PyOSError,
+    "The zip of photos could not be had. `status` is the HTTP status, or None where there was no answer."
+);
+
+/// A [`DownloadError`] that `except requests.RequestException` also catches, where `requests` is importable.
+fn download_error(py: Python<'_>, failure: DownloadFailure, message: String) -> PyErr {
+    let (sibling, status) = match failure {
+        DownloadFailure::Status(status) => ("HTTPError", Some(status)),
+        DownloadFailure::Connection => ("ConnectionError", None),
+        DownloadFailure::Timeout => ("Timeout", None),
+    };
+    let build = || -> PyResult<PyErr> {
+        let base = py.get_type::<DownloadError>();
+        let exception = match py.import("requests") {
+            Ok(requests) => {
+                let bases = (&base, requests.getattr(sibling)?);
+                let namespace = pyo3::types::PyDict::new(py);
+                namespace.set_item("__module__", "musubitraining")?;
+                let kind = py.get_type::<pyo3::types::PyType>().call1((sibling, bases, namespace))?;
+                let exception = kind.call1((&message,))?;
+                if let Some(status) = status {
+                    let response = requests.getattr("Response")?.call0()?;
+                    response.setattr("status_code", status)?;
+                    exception.setattr("response", response)?;
+                }
+                exception
+            }
+            Err(_) => base.call1((&message,))?,
+        };
+        exception.setattr("status", status)?;
+        Ok(PyErr::from_value(exception))
+    };
+    build().unwrap_or_else(|error| error)
+}

@@ -1,0 +1,85 @@
+//! Long work off the interpreter: done on a worker thread, signals polled, what it says handed to Python on the
+//! caller's own thread; whatever goes wrong there cancels it, joins it, and only then propagates.
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::time::Duration;
+
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::prelude::*;
+
+use crate::error::Error;
+use crate::task::{Cancel, Task};
+
+/// How often a waiting caller looks for signals; the promise is 100 ms.
+const SIGNAL_POLL: Duration = Duration::from_millis(50);
+
+/// Messages that may wait for Python before the worker has to: bounds memory when a logger is slow.
+const MESSAGES_WAITING: usize = 1024;
+
+/// Runs `work` on a worker thread while the interpreter is free, hands every message to `on_message` on this thread,
+/// and returns what the work returns.
+///
+/// # Errors
+/// What the work returns, what a signal handler or `on_message` raises. In the latter two cases the work has been
+/// cancelled and has ended before this returns.
+pub fn run<M, T, W, H>(py: Python<'_>, work: W, mut on_message: H) -> PyResult<T>
+where
+    M: Send,
+    T: Send,
+    W: FnOnce(&Task<M>) -> Result<T, Error> + Send,
+    H: FnMut(Python<'_>, M) -> PyResult<()>,
+{
+    let cancel = Cancel::default();
+    let (sender, receiver) = sync_channel(MESSAGES_WAITING);
+    let task = Task::new(cancel.clone(), sender);
+    std::thread::scope(|scope| {
+        let worker = scope.spawn(move || work(&task));
+        let listened = listen(py, receiver, &mut on_message);
+        if listened.is_err() {
+            cancel.cancel();
+        }
+        let outcome = py.detach(|| worker.join());
+        listened?;
+        match outcome {
+            Ok(result) => Ok(result?),
+            Err(panic) => Err(PyRuntimeError::new_err(format!(
+                "internal error in musubitraining, please report it: {}",
+                panic_text(panic.as_ref())
+            ))),
+        }
+    })
+}
+
+/// Hears the worker out. Takes the receiver, so that a worker waiting to be heard is let go on every way out.
+fn listen<M: Send>(
+    py: Python<'_>,
+    mut receiver: Receiver<M>,
+    on_message: &mut impl FnMut(Python<'_>, M) -> PyResult<()>,
+) -> PyResult<()> {
+    loop {
+        let received;
+        (receiver, received) = py.detach(move || {
+            let received = receiver.recv_timeout(SIGNAL_POLL);
+            (receiver, received)
+        });
+        match received {
+            Ok(message) => {
+                on_message(py, message)?;
+                for message in receiver.try_iter().take(MESSAGES_WAITING) {
+                    on_message(py, message)?;
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return Ok(()),
+        }
+        py.check_signals()?;
+    }
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
+}
