@@ -25,10 +25,17 @@ pub enum Error {
     BadZip(String),
     /// The zip could not be had.
     #[error("{message}")]
-    Download { failure: DownloadFailure, message: String },
+    Download {
+        failure: DownloadFailure,
+        message: String,
+    },
     /// `OSError` with its errno and file name.
     #[error("cannot {action} {}: {source}", path.display())]
-    Io { action: &'static str, path: PathBuf, source: io::Error },
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
     /// The caller no longer wants the work. Never seen by Python: what made the caller cancel is raised instead.
     #[error("cancelled")]
     Cancelled,
@@ -45,7 +52,11 @@ pub enum DownloadFailure {
 impl Error {
     /// For `map_err` on file-system calls: `.map_err(Error::io("write", &path))`.
     pub fn io<'a>(action: &'static str, path: &'a Path) -> impl Fn(io::Error) -> Self + 'a {
-        move |source| Self::Io { action, path: path.to_owned(), source }
+        move |source| Self::Io {
+            action,
+            path: path.to_owned(),
+            source,
+        }
     }
 }
 
@@ -58,10 +69,18 @@ impl From<Error> for PyErr {
             Error::Missing { .. } => PyFileNotFoundError::new_err(message),
             Error::Unusable(_) | Error::Cancelled => PyRuntimeError::new_err(message),
             Error::BadZip(_) => Python::attach(|py| bad_zip_file(py, message)),
-            Error::Download { failure, .. } => Python::attach(|py| download_error(py, failure, message)),
-            Error::Io { action, path, source } => match source.raw_os_error() {
+            Error::Download { failure, .. } => {
+                Python::attach(|py| download_error(py, failure, message))
+            }
+            Error::Io {
+                action,
+                path,
+                source,
+            } => match source.raw_os_error() {
                 // OSError(errno, text, filename) becomes FileNotFoundError, PermissionError, … by its errno.
-                Some(errno) => PyOSError::new_err((errno, format!("cannot {action}: {source}"), path)),
+                Some(errno) => {
+                    PyOSError::new_err((errno, format!("cannot {action}: {source}"), path))
+                }
                 None => PyOSError::new_err(message),
             },
         }
@@ -69,7 +88,10 @@ impl From<Error> for PyErr {
 }
 
 fn bad_zip_file(py: Python<'_>, message: String) -> PyErr {
-    match py.import("zipfile").and_then(|module| module.getattr("BadZipFile")?.call1((message,))) {
+    match py
+        .import("zipfile")
+        .and_then(|module| module.getattr("BadZipFile")?.call1((message,)))
+    {
         Ok(exception) => PyErr::from_value(exception),
         Err(error) => error,
     }
@@ -96,7 +118,9 @@ fn download_error(py: Python<'_>, failure: DownloadFailure, message: String) -> 
                 let bases = (&base, requests.getattr(sibling)?);
                 let namespace = pyo3::types::PyDict::new(py);
                 namespace.set_item("__module__", "musubitraining")?;
-                let kind = py.get_type::<pyo3::types::PyType>().call1((sibling, bases, namespace))?;
+                let kind = py
+                    .get_type::<pyo3::types::PyType>()
+                    .call1((sibling, bases, namespace))?;
                 let exception = kind.call1((&message,))?;
                 if let Some(status) = status {
                     let response = requests.getattr("Response")?.call0()?;

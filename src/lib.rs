@@ -1,8 +1,14 @@
-//! The native half of `musubitraining`: modules and what Python sees of them.
+//! The native half of `musubitraining`: its modules, and what Python sees of them.
 
+pub mod adapter;
+pub mod disk;
 pub mod error;
+pub mod interpreter;
 pub mod interrupt;
+pub mod process;
 pub mod task;
+pub mod tuner;
+pub mod weights;
 
 use pyo3::prelude::*;
 

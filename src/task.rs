@@ -74,7 +74,11 @@ impl Cancel {
             .1
             .wait_timeout_while(state, duration, |state| !state.cancelled)
             .unwrap_or_else(PoisonError::into_inner);
-        if state.cancelled { Err(Error::Cancelled) } else { Ok(()) }
+        if state.cancelled {
+            Err(Error::Cancelled)
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -101,7 +105,11 @@ impl<M> Task<M> {
     /// # Errors
     /// [`Error::Cancelled`] when the work is no longer wanted.
     pub fn check(&self) -> Result<(), Error> {
-        if self.cancel.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }
+        if self.cancel.is_cancelled() {
+            Err(Error::Cancelled)
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -109,12 +117,18 @@ impl Task<LogLine> {
     /// # Errors
     /// [`Error::Cancelled`] when nobody listens any more.
     pub fn info(&self, text: impl Into<String>) -> Result<(), Error> {
-        self.say(LogLine { level: Level::Info, text: text.into() })
+        self.say(LogLine {
+            level: Level::Info,
+            text: text.into(),
+        })
     }
 
     /// # Errors
     /// [`Error::Cancelled`] when nobody listens any more.
     pub fn warn(&self, text: impl Into<String>) -> Result<(), Error> {
-        self.say(LogLine { level: Level::Warning, text: text.into() })
+        self.say(LogLine {
+            level: Level::Warning,
+            text: text.into(),
+        })
     }
 }

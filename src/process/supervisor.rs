@@ -1,0 +1,281 @@
+//! The small process between this one and a command, which outlives this one to end the command's whole tree.
+//!
+//! A killed host cannot end its training, `PR_SET_PDEATHSIG` follows the thread that forked and does not cover
+//! grandchildren, and a signal to `accelerate` alone leaves the training running. So the command's parent is a fork
+//! of this process that does nothing but wait: for the command's end, or for the end of its lifeline, a pipe whose
+//! writing end this process alone holds and which the kernel closes however it dies. On Linux the supervisor is also
+//! the subreaper of the tree: what the command leaves behind becomes its child, sessions of their own included.
+//!
+//! The supervisor exits as the command did, so whoever waits for it sees the command's exit status.
+#![allow(
+    unsafe_code,
+    reason = "fork, and between fork and exec only raw, async-signal-safe system calls are sound"
+)]
+
+use std::io;
+use std::os::fd::RawFd;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::ptr;
+
+use libc::{c_int, pid_t};
+
+/// How a tree is ended: each signal, and how long it has before the next; `SIGKILL` is last. Musubi Tuner was seen
+/// to end 2 to 4 s after a `SIGINT` to its group, and 0.3 s after a `SIGTERM`.
+const STOP: [(c_int, u32); 2] = [(libc::SIGINT, 5_000), (libc::SIGTERM, 3_000)];
+
+/// The same for what a command leaves behind when it has ended by itself: first nothing, as workers end on their own.
+const SWEEP: [(c_int, u32); 2] = [(0, 200), (libc::SIGTERM, 300)];
+
+/// How long `SIGKILL` is repeated: processes that fork while they are killed, or hang in the kernel.
+const KILL_MS: u32 = 5_000;
+
+/// Between two looks at a tree that is being ended.
+const LOOK_MS: u32 = 10;
+
+/// Puts a supervisor between this process and what `command` will start; `lifeline` is the reading end of the pipe.
+pub fn supervise(command: &mut Command, lifeline: RawFd) {
+    // SAFETY: getpid has no preconditions.
+    let host = unsafe { libc::getpid() };
+    // SAFETY: the closure runs in the forked child and keeps to async-signal-safe calls: no allocation, no locks.
+    unsafe { command.pre_exec(move || fork_supervised(lifeline, host)) };
+}
+
+/// Runs in the child that `Command` forked: this becomes the supervisor and never returns; its own fork, the command
+/// itself, returns to be executed.
+fn fork_supervised(lifeline: RawFd, host: pid_t) -> io::Result<()> {
+    // SAFETY: raw system calls on this process's own, single-threaded state.
+    unsafe {
+        // Out of the terminal's foreground group: its Ctrl-C is for the host, which then decides.
+        libc::setsid();
+        let mut all = std::mem::zeroed();
+        libc::sigfillset(&raw mut all);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const all, ptr::null_mut());
+        #[cfg(target_os = "linux")]
+        libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1);
+        let supervisor = libc::getpid();
+        match libc::fork() {
+            -1 => Err(io::Error::last_os_error()),
+            0 => {
+                libc::setpgid(0, 0);
+                #[cfg(target_os = "linux")]
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                if libc::getppid() != supervisor {
+                    libc::_exit(1);
+                }
+                // A host started in the background ignores SIGINT; the command must not, or it cannot be asked to end.
+                for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGCHLD] {
+                    libc::signal(signal, libc::SIG_DFL);
+                }
+                let mut none = std::mem::zeroed();
+                libc::sigemptyset(&raw mut none);
+                libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());
+                Ok(())
+            }
+            command => {
+                libc::setpgid(command, command);
+                Supervisor { command, host }.watch(lifeline)
+            }
+        }
+    }
+}
+
+struct Supervisor {
+    command: pid_t,
+    host: pid_t,
+}
+
+impl Supervisor {
+    fn watch(&self, lifeline: RawFd) -> ! {
+        keep_only(lifeline);
+        // SAFETY: as above; the handler only has to exist for SIGCHLD to interrupt pselect.
+        unsafe {
+            #[cfg(target_os = "linux")]
+            libc::prctl(libc::PR_SET_NAME, c"musubi-guard".as_ptr());
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = interrupt as extern "C" fn(c_int) as libc::sighandler_t;
+            libc::sigaction(libc::SIGCHLD, &raw const action, ptr::null_mut());
+        }
+        loop {
+            self.reap_others();
+            if self.has_ended() {
+                self.end_tree(&SWEEP);
+                break;
+            }
+            if lifeline_ended_within_a_second() || self.host_is_gone() {
+                self.end_tree(&STOP);
+                break;
+            }
+        }
+        self.exit_as_the_command_did()
+    }
+
+    /// Whether the command has ended. It is not reaped before the very end, so that its process group's number, which
+    /// is its own, cannot pass to strangers while we signal it.
+    fn has_ended(&self) -> bool {
+        // SAFETY: waitid writes to `info` alone.
+        unsafe {
+            let mut info: libc::siginfo_t = std::mem::zeroed();
+            let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+            libc::waitid(
+                libc::P_PID,
+                self.command.unsigned_abs(),
+                &raw mut info,
+                options,
+            ) != 0
+                || info.si_pid() == self.command
+        }
+    }
+
+    /// For a host whose forks keep the lifeline open.
+    fn host_is_gone(&self) -> bool {
+        // SAFETY: no preconditions.
+        unsafe { libc::getppid() != self.host }
+    }
+
+    fn end_tree(&self, steps: &[(c_int, u32)]) {
+        for &(signal, grace_ms) in steps {
+            self.signal_tree(signal);
+            if self.is_gone_within(grace_ms) {
+                return;
+            }
+        }
+        for _ in 0..KILL_MS / LOOK_MS {
+            self.signal_tree(libc::SIGKILL);
+            if self.is_gone_within(LOOK_MS) {
+                return;
+            }
+        }
+    }
+
+    fn signal_tree(&self, signal: c_int) {
+        // SAFETY: the group's leader is our unreaped child, the others are our unreaped children: no stranger is hit.
+        unsafe {
+            libc::kill(-self.command, signal);
+            self.for_each_other(|pid| {
+                libc::kill(pid, signal);
+            });
+        }
+    }
+
+    fn is_gone_within(&self, milliseconds: u32) -> bool {
+        let mut waited = 0;
+        loop {
+            self.reap_others();
+            let mut others = 0;
+            self.for_each_other(|_| others += 1);
+            if others == 0 && self.has_ended() {
+                return true;
+            }
+            if waited >= milliseconds {
+                return false;
+            }
+            // SAFETY: no preconditions.
+            unsafe { libc::usleep(LOOK_MS * 1_000) };
+            waited += LOOK_MS;
+        }
+    }
+
+    fn reap_others(&self) {
+        self.for_each_other(|pid| {
+            // SAFETY: a null status is allowed.
+            unsafe { libc::waitpid(pid, ptr::null_mut(), libc::WNOHANG) };
+        });
+    }
+
+    /// Calls `act` with each process that the tree left to its subreaper. A tree deeper than that comes up level by
+    /// level as its parents are ended.
+    #[cfg(target_os = "linux")]
+    fn for_each_other(&self, mut act: impl FnMut(pid_t)) {
+        let mut list = [0_u8; 4096];
+        // SAFETY: read writes at most `list.len()` bytes into `list`.
+        let length = unsafe {
+            let file = libc::open(c"/proc/thread-self/children".as_ptr(), libc::O_RDONLY);
+            let length = libc::read(file, list.as_mut_ptr().cast(), list.len());
+            libc::close(file);
+            usize::try_from(length).unwrap_or(0)
+        };
+        let mut pid: pid_t = 0;
+        for &byte in &list[..length] {
+            if byte.is_ascii_digit() {
+                pid = pid
+                    .saturating_mul(10)
+                    .saturating_add(pid_t::from(byte - b'0'));
+            } else {
+                if pid > 0 && pid != self.command {
+                    act(pid);
+                }
+                pid = 0;
+            }
+        }
+    }
+
+    /// Without a subreaper nothing comes to us but the command itself: its process group is all that can be ended.
+    #[cfg(not(target_os = "linux"))]
+    fn for_each_other(&self, _act: impl FnMut(pid_t)) {}
+
+    fn exit_as_the_command_did(&self) -> ! {
+        // SAFETY: raw system calls on this process alone.
+        unsafe {
+            let mut status = 0;
+            libc::waitpid(self.command, &raw mut status, 0);
+            if libc::WIFSIGNALED(status) {
+                let no_core = libc::rlimit {
+                    rlim_cur: 0,
+                    rlim_max: 0,
+                };
+                libc::setrlimit(libc::RLIMIT_CORE, &raw const no_core);
+                let signal = libc::WTERMSIG(status);
+                libc::signal(signal, libc::SIG_DFL);
+                let mut none = std::mem::zeroed();
+                libc::sigemptyset(&raw mut none);
+                libc::kill(libc::getpid(), signal);
+                libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());
+            }
+            libc::_exit(libc::WEXITSTATUS(status))
+        }
+    }
+}
+
+extern "C" fn interrupt(_signal: c_int) {}
+
+/// Closes everything but `lifeline`, which becomes descriptor 0: the command's output must end with the command.
+fn keep_only(lifeline: RawFd) {
+    // SAFETY: this process uses no other descriptor from here on.
+    unsafe {
+        libc::dup2(lifeline, 0);
+        #[cfg(target_os = "linux")]
+        if libc::syscall(libc::SYS_close_range, 1, libc::c_uint::MAX, 0) == 0 {
+            return;
+        }
+        let limit = libc::sysconf(libc::_SC_OPEN_MAX).clamp(256, 65_536);
+        for descriptor in 1..c_int::try_from(limit).unwrap_or(65_536) {
+            libc::close(descriptor);
+        }
+    }
+}
+
+/// Waits for the lifeline's end, interrupted by SIGCHLD, for a second at most.
+fn lifeline_ended_within_a_second() -> bool {
+    // SAFETY: descriptor 0 is the lifeline; all sets are initialised before use.
+    unsafe {
+        let mut readable: libc::fd_set = std::mem::zeroed();
+        libc::FD_ZERO(&raw mut readable);
+        libc::FD_SET(0, &raw mut readable);
+        let mut blocked = std::mem::zeroed();
+        libc::sigfillset(&raw mut blocked);
+        libc::sigdelset(&raw mut blocked, libc::SIGCHLD);
+        let second = libc::timespec {
+            tv_sec: 1,
+            tv_nsec: 0,
+        };
+        libc::pselect(
+            1,
+            &raw mut readable,
+            ptr::null_mut(),
+            ptr::null_mut(),
+            &raw const second,
+            &raw const blocked,
+        ) > 0
+    }
+}

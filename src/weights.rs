@@ -1,0 +1,200 @@
+//! Safetensors files by their headers: whole, cut, or something else in their place.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
+
+use safetensors::tensor::Metadata;
+
+use crate::error::Error;
+
+/// What a look at a weight file's beginning and size tells.
+pub enum Weights {
+    /// A safetensors file of the size that its header promises.
+    Whole(Metadata),
+    /// Nothing that we know; why, in words. The tuner will judge.
+    Unrecognised(String),
+}
+
+/// The format's own limit, and the tuner's.
+const LARGEST_HEADER_BYTES: u64 = 100_000_000;
+
+/// Enough of a file to know a web page by.
+const BEGINNING_BYTES: u64 = 512;
+
+/// Looks at the header of the weights at `path`; never reads the tensors.
+///
+/// # Errors
+/// [`Error::Unusable`] on positive evidence that the file cannot be the weights: it is shorter than its header
+/// promises, a web page, or a git-lfs pointer. [`Error::Io`] when it cannot be read.
+pub fn inspect(path: &Path) -> Result<Weights, Error> {
+    let failed = Error::io("read", path);
+    let mut file = File::open(path).map_err(&failed)?;
+    let found = file.metadata().map_err(&failed)?;
+    if !found.is_file() {
+        return Ok(Weights::Unrecognised("it is not a file".to_owned()));
+    }
+    let found_bytes = found.len();
+    let mut beginning = Vec::new();
+    file.by_ref()
+        .take(BEGINNING_BYTES)
+        .read_to_end(&mut beginning)
+        .map_err(&failed)?;
+    impostor(path, &beginning, found_bytes)?;
+
+    let Some((length, _)) = beginning.split_first_chunk::<8>() else {
+        return Ok(Weights::Unrecognised(format!(
+            "it has {found_bytes} bytes, a safetensors file has more than 8"
+        )));
+    };
+    let header_bytes = u64::from_le_bytes(*length);
+    if header_bytes > LARGEST_HEADER_BYTES || beginning.get(8) != Some(&b'{') {
+        return Ok(Weights::Unrecognised(
+            "it does not begin with a safetensors header".to_owned(),
+        ));
+    }
+    if 8 + header_bytes > found_bytes {
+        return Err(cut(
+            path,
+            &format!("at least {} bytes", 8 + header_bytes),
+            found_bytes,
+        ));
+    }
+    let mut header = Vec::new();
+    file.seek(SeekFrom::Start(8)).map_err(&failed)?;
+    file.take(header_bytes)
+        .read_to_end(&mut header)
+        .map_err(&failed)?;
+    let metadata: Metadata = match serde_json::from_slice(&header) {
+        Ok(metadata) => metadata,
+        Err(error) => {
+            return Ok(Weights::Unrecognised(format!(
+                "its safetensors header cannot be read: {error}"
+            )));
+        }
+    };
+    let promised_bytes = 8 + header_bytes + metadata.data_len() as u64;
+    match promised_bytes.cmp(&found_bytes) {
+        std::cmp::Ordering::Greater => {
+            Err(cut(path, &format!("{promised_bytes} bytes"), found_bytes))
+        }
+        std::cmp::Ordering::Equal => Ok(Weights::Whole(metadata)),
+        std::cmp::Ordering::Less => Ok(Weights::Unrecognised(format!(
+            "its header promises {promised_bytes} bytes and it has {found_bytes}, more than that"
+        ))),
+    }
+}
+
+fn cut(path: &Path, promised: &str, found_bytes: u64) -> Error {
+    Error::Unusable(format!(
+        "{} is cut: its header promises {promised}, the file has {found_bytes}. Download it again, whole.",
+        path.display()
+    ))
+}
+
+/// A text that a failed download leaves under the name of the weights.
+fn impostor(path: &Path, beginning: &[u8], found_bytes: u64) -> Result<(), Error> {
+    let text = String::from_utf8_lossy(beginning);
+    let text = text.trim_start_matches('\u{feff}').trim_start();
+    let lower = text.to_ascii_lowercase();
+    if ["<!doctype html", "<html", "<?xml", "<head", "<body"]
+        .iter()
+        .any(|tag| lower.starts_with(tag))
+    {
+        return Err(Error::Unusable(format!(
+            "{} is a web page of {found_bytes} bytes, expected a safetensors file: the download was answered with a \
+             page (a log-in, a licence to accept, an error). Download the file itself.",
+            path.display()
+        )));
+    }
+    if text.starts_with("version https://git-lfs.github.com/spec/") {
+        let promised = text
+            .lines()
+            .find_map(|line| line.strip_prefix("size "))
+            .map_or_else(String::new, |size| format!(" of {} bytes", size.trim()));
+        return Err(Error::Unusable(format!(
+            "{} is a git-lfs pointer of {found_bytes} bytes, expected the safetensors file{promised} that it points \
+             to: run `git lfs pull` where it was cloned, or download the file itself.",
+            path.display()
+        )));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn inspected(name: &str, content: &[u8]) -> Result<Weights, Error> {
+        let path = std::env::temp_dir().join(format!("weights-{name}-{}", std::process::id()));
+        fs::write(&path, content).unwrap();
+        let result = inspect(&path);
+        fs::remove_file(&path).unwrap();
+        result
+    }
+
+    fn whole() -> Vec<u8> {
+        let header = br#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}      "#;
+        [&(header.len() as u64).to_le_bytes()[..], header, &[0; 8]].concat()
+    }
+
+    #[test]
+    fn a_whole_file_is_whole() {
+        let Ok(Weights::Whole(metadata)) = inspected("whole", &whole()) else {
+            panic!("not whole")
+        };
+        assert_eq!(metadata.offset_keys(), ["a"]);
+    }
+
+    #[test]
+    fn every_cut_of_a_file_is_an_error_with_both_sizes_or_unrecognised() {
+        let whole = whole();
+        for length in 0..whole.len() {
+            match inspected("cut", &whole[..length]) {
+                Ok(Weights::Unrecognised(_)) => {
+                    assert!(length <= 8, "{length} bytes were let through")
+                }
+                Ok(Weights::Whole(_)) => panic!("{length} bytes pass for whole"),
+                Err(error) => assert!(
+                    error.to_string().contains(&format!("has {length}")),
+                    "{error}"
+                ),
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_known_is_not_an_error() {
+        for content in [
+            &b""[..],
+            b"fake",
+            &[0; 64],
+            b"{\"error\": 1}",
+            &[255; 64],
+            &[whole(), vec![0]].concat(),
+        ] {
+            assert!(matches!(
+                inspected("unknown", content),
+                Ok(Weights::Unrecognised(_))
+            ));
+        }
+    }
+
+    #[test]
+    fn a_page_or_a_pointer_in_the_place_of_weights_is_named() {
+        let page = inspected("page", b"\n<!DOCTYPE html><html>")
+            .err()
+            .unwrap()
+            .to_string();
+        assert!(page.contains("web page of 22 bytes"), "{page}");
+        let pointer =
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 8044982048\n";
+        let pointer = inspected("pointer", pointer).err().unwrap().to_string();
+        assert!(
+            pointer.contains("git-lfs pointer") && pointer.contains("of 8044982048 bytes"),
+            "{pointer}"
+        );
+    }
+}
