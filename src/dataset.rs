@@ -1,0 +1,839 @@
+//! URL in, ready folder out: downloaded, extracted, chosen, captioned beside the old dataset, and swapped in whole.
+
+pub mod archive;
+pub mod caption;
+pub mod download;
+pub mod image;
+#[cfg(test)]
+mod samples;
+pub mod space;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::error::Error;
+use crate::task::{LogLine, Task};
+use archive::{Extraction, Limits, Photo, shown};
+use download::{Patience, RedactedUrl};
+
+/// What a dataset is made from.
+pub struct Source<'a> {
+    pub toml_text: &'a str,
+    pub url: &'a str,
+    pub trigger_word: &'a str,
+}
+
+/// Where a training folder keeps things.
+#[derive(Clone, Debug)]
+pub struct Layout(PathBuf);
+
+impl Layout {
+    #[must_use]
+    pub fn new(training_folder: &Path) -> Self {
+        Self(training_folder.to_owned())
+    }
+
+    #[must_use]
+    pub fn images(&self) -> PathBuf {
+        self.0.join("images")
+    }
+
+    #[must_use]
+    pub fn cache(&self) -> PathBuf {
+        self.0.join("cache")
+    }
+
+    #[must_use]
+    pub fn dataset_toml(&self) -> PathBuf {
+        self.0.join("dataset.toml")
+    }
+
+    #[must_use]
+    pub fn images_zip(&self) -> PathBuf {
+        self.0.join("images.zip")
+    }
+
+    /// The dataset that is being built. Nothing in it counts.
+    fn staging(&self) -> Self {
+        Self(self.0.join(".dataset-new"))
+    }
+
+    /// The staging folder under this name is complete: from here on the new dataset goes in, whatever happens.
+    fn ready(&self) -> Self {
+        Self(self.0.join(".dataset-ready"))
+    }
+
+    /// Where the old dataset is moved out of the way.
+    fn old(&self) -> Self {
+        Self(self.0.join(".dataset-old"))
+    }
+
+    /// What a dataset is made of.
+    fn parts(&self) -> [PathBuf; 3] {
+        [self.cache(), self.images(), self.dataset_toml()]
+    }
+}
+
+/// Replaces the dataset in `training_folder` (which exists) by one made from `source`. On any error the old one is
+/// still there, untouched.
+///
+/// # Errors
+/// [`Error::InvalidValue`] for the URL, or when no photo is left; otherwise as [`download::download`],
+/// [`archive::extract`] and the disk give them.
+pub fn prepare(
+    training_folder: &Path,
+    source: &Source<'_>,
+    task: &Task<LogLine>,
+) -> Result<(), Error> {
+    prepare_with(
+        training_folder,
+        source,
+        &Patience::default(),
+        &Limits::default(),
+        task,
+    )
+}
+
+/// [`prepare`], as patient and as generous as said.
+///
+/// # Errors
+/// As [`prepare`].
+pub fn prepare_with(
+    training_folder: &Path,
+    source: &Source<'_>,
+    patience: &Patience,
+    limits: &Limits,
+    task: &Task<LogLine>,
+) -> Result<(), Error> {
+    let url = RedactedUrl::parse(source.url)?;
+    let layout = Layout::new(training_folder);
+    recover(training_folder)?;
+    for warning in caption::warnings(source.trigger_word) {
+        task.warn(format!("[dataset] {warning}"))?;
+    }
+    remove(&layout.images_zip())?;
+    let staging = Staging::create(layout.staging())?;
+    build(&layout, &staging.0, source, &url, patience, limits, task)?;
+    task.check()?;
+    swap_in(&layout)?;
+    // The new dataset stands; what the old one leaves behind is no reason to fail.
+    if let Err(error) = remove(&layout.old().0) {
+        task.warn(format!(
+            "[dataset] the old dataset is replaced, but not all of it can be deleted: {error}"
+        ))?;
+    }
+    Ok(())
+}
+
+/// Brings a training folder whose last run was killed to the dataset that it was to have: the new one where that was
+/// complete, else the old one.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn recover(training_folder: &Path) -> Result<(), Error> {
+    let layout = Layout::new(training_folder);
+    remove(&layout.staging().0)?;
+    if exists(&layout.ready().0) {
+        move_in(&layout)?;
+    } else {
+        // Killed while it was put back, or when all but the deletion was done.
+        put_back(&layout)?;
+    }
+    remove(&layout.old().0)
+}
+
+/// The folder that the new dataset is built in; gone, with all in it, unless it has become the dataset.
+struct Staging(Layout);
+
+impl Staging {
+    fn create(layout: Layout) -> Result<Self, Error> {
+        fs::create_dir(&layout.0).map_err(Error::io("create", &layout.0))?;
+        let staging = Self(layout);
+        for folder in [staging.0.images(), staging.0.cache()] {
+            fs::create_dir(&folder).map_err(Error::io("create", &folder))?;
+        }
+        Ok(staging)
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        // What stays because of an error here, the next run removes.
+        let _ = remove(&self.0.0);
+    }
+}
+
+/// Fills the staging folder until only the swap is left. `layout` is for what the log says: where things will be.
+fn build(
+    layout: &Layout,
+    staging: &Layout,
+    source: &Source<'_>,
+    url: &RedactedUrl,
+    patience: &Patience,
+    limits: &Limits,
+    task: &Task<LogLine>,
+) -> Result<(), Error> {
+    let toml = staging.dataset_toml();
+    fs::write(&toml, source.toml_text).map_err(space::write_failed(&toml))?;
+    task.info(format!(
+        "[dataset] wrote dataset.toml={}",
+        layout.dataset_toml().display()
+    ))?;
+
+    let shown_url: String = url.to_string().chars().take(120).collect();
+    task.info(format!(
+        "[dataset] downloading images zip (url={shown_url}...)"
+    ))?;
+    let zip = staging.images_zip();
+    let downloaded = download::download(url, &zip, patience, task)?;
+    task.info(format!(
+        "[dataset] downloaded zip bytes={}",
+        downloaded.bytes
+    ))?;
+
+    let extracted = staging.0.join("extracted");
+    fs::create_dir(&extracted).map_err(Error::io("create", &extracted))?;
+    let Extraction {
+        photos,
+        mut left_out,
+        others,
+    } = archive::extract(
+        &zip,
+        downloaded.content_type.as_deref(),
+        &extracted,
+        limits,
+        task,
+    )?;
+    fs::remove_file(&zip).map_err(Error::io("remove", &zip))?;
+
+    let mut left_out: Vec<(String, String)> = left_out
+        .drain(..)
+        .map(|(name, reason)| (name, reason.to_owned()))
+        .collect();
+    let photos = judge(photos, &mut left_out, task)?;
+    for (name, reason) in &left_out {
+        task.warn(format!("[dataset] left out {}: {reason}", shown(name)))?;
+    }
+    warn_of_others(&others, task)?;
+    warn_of_twins(&photos, task)?;
+    place(&photos, &staging.images(), source.trigger_word, task)?;
+    remove(&extracted)?;
+
+    let images = layout.images();
+    let removed = left_out.len() + others.len();
+    task.info(format!(
+        "[dataset] images kept={} removed={removed} images_dir={}",
+        photos.len(),
+        images.display()
+    ))?;
+    if photos.is_empty() {
+        return Err(Error::InvalidValue(format!(
+            "Dataset is empty after extraction/filtering. images_dir={}. {}",
+            images.display(),
+            why_empty(&left_out, &others)
+        )));
+    }
+    Ok(())
+}
+
+/// The photos that open. Where none does, all of them: then they are somebody's stand-ins for photos, or of a format
+/// that is not known here, and there is no evidence that they cannot train.
+fn judge(
+    photos: Vec<Photo>,
+    left_out: &mut Vec<(String, String)>,
+    task: &Task<LogLine>,
+) -> Result<Vec<Photo>, Error> {
+    let mut open = Vec::new();
+    let mut faulty = Vec::new();
+    for photo in photos {
+        task.check()?;
+        match image::fault(&photo.path).map_err(Error::io("read", &photo.path))? {
+            None => open.push(photo),
+            Some(reason) => faulty.push((photo, reason)),
+        }
+    }
+    if open.is_empty() {
+        if let Some((first, reason)) = faulty.first() {
+            task.warn(format!(
+                "[dataset] none of the {} photos looks like one that opens (the first is {}: {reason}); all are kept",
+                faulty.len(),
+                shown(&first.entry_name)
+            ))?;
+        }
+        return Ok(faulty.into_iter().map(|(photo, _)| photo).collect());
+    }
+    left_out.extend(
+        faulty
+            .into_iter()
+            .map(|(photo, reason)| (photo.entry_name, reason)),
+    );
+    Ok(open)
+}
+
+/// Moves the photos under their names into `images`, each with its caption.
+fn place(
+    photos: &[Photo],
+    images: &Path,
+    trigger_word: &str,
+    task: &Task<LogLine>,
+) -> Result<(), Error> {
+    let entry_names: Vec<&str> = photos
+        .iter()
+        .map(|photo| photo.entry_name.as_str())
+        .collect();
+    for (photo, name) in photos.iter().zip(archive::flat_names(&entry_names)) {
+        task.check()?;
+        if photo.entry_name.rsplit('/').next() != Some(&name) {
+            task.info(format!(
+                "[dataset] renamed {} to {name}",
+                shown(&photo.entry_name)
+            ))?;
+        }
+        let path = images.join(name);
+        fs::rename(&photo.path, &path).map_err(Error::io("name a photo", &path))?;
+        caption::write(&path, trigger_word)?;
+    }
+    Ok(())
+}
+
+/// A word on what a user may have meant to train on.
+fn warn_of_others(others: &[String], task: &Task<LogLine>) -> Result<(), Error> {
+    const PICTURES: [&str; 10] = [
+        ".png", ".webp", ".heic", ".heif", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".jfif",
+    ];
+    let ending_in = |endings: &[&str]| -> Vec<&str> {
+        let ends = |name: &String| {
+            endings
+                .iter()
+                .any(|ending| name.to_lowercase().ends_with(ending))
+        };
+        others
+            .iter()
+            .filter(|name| ends(name) && !archive::is_junk(name))
+            .map(String::as_str)
+            .collect()
+    };
+    let pictures = ending_in(&PICTURES);
+    if !pictures.is_empty() {
+        let names = listed(&pictures);
+        task.warn(format!(
+            "[dataset] left out {names}: only .jpg and .jpeg are taken; save the others as JPEG"
+        ))?;
+    }
+    let zips = ending_in(&[".zip"]);
+    if !zips.is_empty() {
+        task.warn(format!(
+            "[dataset] did not look into {}: zips in the zip are not opened",
+            listed(&zips)
+        ))?;
+    }
+    Ok(())
+}
+
+/// Equal size and checksum: the same photo, which then counts more than the others.
+fn warn_of_twins(photos: &[Photo], task: &Task<LogLine>) -> Result<(), Error> {
+    let mut by_content: std::collections::BTreeMap<(u64, u32), Vec<&str>> =
+        std::collections::BTreeMap::new();
+    for photo in photos {
+        by_content
+            .entry((photo.bytes, photo.crc32))
+            .or_default()
+            .push(&photo.entry_name);
+    }
+    let twins: Vec<String> = by_content
+        .values()
+        .filter(|names| names.len() > 1)
+        .map(|names| listed(names))
+        .collect();
+    if !twins.is_empty() {
+        let twins = twins.join("; ");
+        task.info(format!(
+            "[dataset] the same photo under several names, trained on as often: {twins}"
+        ))?;
+    }
+    Ok(())
+}
+
+fn why_empty(left_out: &[(String, String)], others: &[String]) -> String {
+    if left_out.is_empty() && others.is_empty() {
+        return "The zip holds no files: put .jpg or .jpeg photos into it.".to_owned();
+    }
+    let mut why = vec!["No file in the zip is a .jpg or .jpeg photo.".to_owned()];
+    if !left_out.is_empty() {
+        let names: Vec<String> = left_out
+            .iter()
+            .map(|(name, reason)| format!("{} ({reason})", shown(name)))
+            .collect();
+        why.push(format!("Left out: {}.", listed(&names)));
+    }
+    if !others.is_empty() {
+        why.push(format!("Other files: {}.", listed(others)));
+    }
+    why.join(" ")
+}
+
+/// A few names, and how many more.
+fn listed(names: &[impl AsRef<str>]) -> String {
+    const FEW: usize = 10;
+    let few: Vec<String> = names
+        .iter()
+        .take(FEW)
+        .map(|name| shown(name.as_ref()))
+        .collect();
+    let more = names.len().saturating_sub(FEW);
+    if more > 0 {
+        format!("{} and {more} more", few.join(", "))
+    } else {
+        few.join(", ")
+    }
+}
+
+/// The commit: one rename makes the new dataset complete, the rest can be finished by any later run. Power loss needs
+/// no care here, for the next run builds the dataset anew anyway.
+fn swap_in(layout: &Layout) -> Result<(), Error> {
+    rename(&layout.staging().0, &layout.ready().0)?;
+    move_in(layout)
+}
+
+/// Moves what `ready` (still) has to its place, after what is there in its stead.
+fn move_in(layout: &Layout) -> Result<(), Error> {
+    let ready = layout
+        .ready()
+        .parts()
+        .into_iter()
+        .zip(layout.parts())
+        .zip(layout.old().parts());
+    let waiting: Vec<_> = ready.filter(|((new, _), _)| exists(new)).collect();
+    let aside = waiting
+        .iter()
+        .try_for_each(|((_, part), aside)| set_aside(part, aside));
+    if let Err(error) = aside {
+        if waiting.len() == layout.parts().len() {
+            // Nothing of the new dataset is in place yet (a mount point or another user's folder is in its way): back
+            // out. An error in that is the smaller trouble; the next run tries again.
+            let _ = put_back(layout).and_then(|()| remove(&layout.ready().0));
+        }
+        return Err(error);
+    }
+    waiting
+        .iter()
+        .try_for_each(|((new, part), _)| rename(new, part))?;
+    remove(&layout.ready().0)
+}
+
+/// Moves a part of the old dataset out of the way. A link is moved itself, not what it points to.
+fn set_aside(part: &Path, aside: &Path) -> Result<(), Error> {
+    if !exists(part) {
+        return Ok(());
+    }
+    if let Some(folder) = aside.parent() {
+        fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+    }
+    // Of a run that was killed, while `part` has been put there since.
+    remove(aside)?;
+    rename(part, aside)
+}
+
+fn put_back(layout: &Layout) -> Result<(), Error> {
+    for (part, aside) in layout.parts().iter().zip(layout.old().parts()) {
+        if exists(&aside) && !exists(part) {
+            rename(&aside, part)?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether the name is taken, be it by a link that leads nowhere.
+fn exists(path: &Path) -> bool {
+    path.symlink_metadata().is_ok()
+}
+
+fn rename(from: &Path, to: &Path) -> Result<(), Error> {
+    fs::rename(from, to).map_err(Error::io("move the dataset's", from))
+}
+
+/// Removes a file, a link (not what it points to) or a folder with all in it; it may be absent.
+fn remove(path: &Path) -> Result<(), Error> {
+    let result = match path.symlink_metadata() {
+        Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match result {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Error::io("remove", path)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::mpsc::Receiver;
+
+    use super::samples::{
+        Server, answer, jpeg, lines, ok, png, shaded_jpeg, silence, task, zip_of,
+    };
+    use super::*;
+    use crate::task::Level;
+
+    const TOML: &str = "# é\r\n[[datasets]]\n";
+
+    /// Every name in the folder with what it holds: a file's content, a link's target, or nothing for a folder.
+    fn tree(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+        fn visit(folder: &Path, prefix: &str, tree: &mut BTreeMap<String, Vec<u8>>) {
+            for entry in fs::read_dir(folder).unwrap() {
+                let entry = entry.unwrap();
+                let name = format!("{prefix}{}", entry.file_name().into_string().unwrap());
+                let kind = entry.file_type().unwrap();
+                if kind.is_dir() {
+                    visit(&entry.path(), &format!("{name}/"), tree);
+                    tree.insert(format!("{name}/"), Vec::new());
+                } else if kind.is_symlink() {
+                    tree.insert(
+                        name,
+                        fs::read_link(entry.path())
+                            .unwrap()
+                            .into_os_string()
+                            .into_encoded_bytes(),
+                    );
+                } else {
+                    tree.insert(name, fs::read(entry.path()).unwrap());
+                }
+            }
+        }
+        let mut found = BTreeMap::new();
+        visit(folder, "", &mut found);
+        found
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        tree(folder).into_keys().collect()
+    }
+
+    /// A training folder with a dataset of an earlier run.
+    fn used_folder() -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout::new(folder.path());
+        fs::create_dir(layout.images()).unwrap();
+        fs::create_dir(layout.cache()).unwrap();
+        fs::write(layout.images().join("old.jpg"), "old").unwrap();
+        fs::write(layout.images().join("old.txt"), "old").unwrap();
+        fs::write(layout.cache().join("old_zi.safetensors"), "old").unwrap();
+        fs::write(layout.dataset_toml(), "old").unwrap();
+        folder
+    }
+
+    const NEW: [&str; 5] = [
+        "cache/",
+        "dataset.toml",
+        "images/",
+        "images/new.jpg",
+        "images/new.txt",
+    ];
+
+    fn new_zip() -> Vec<u8> {
+        zip_of([("new.jpg", jpeg(64, 48)), ("read.me", vec![])])
+    }
+
+    fn run(folder: &Path, url: &str) -> (Result<(), Error>, Receiver<LogLine>) {
+        let (task, said) = task();
+        let patience = Patience {
+            first_pause: std::time::Duration::from_millis(1),
+            tries: 2,
+            ..Patience::default()
+        };
+        let source = Source {
+            toml_text: TOML,
+            url,
+            trigger_word: "sks",
+        };
+        (
+            prepare_with(folder, &source, &patience, &Limits::default(), &task),
+            said,
+        )
+    }
+
+    fn run_with(folder: &Path, zip: &[u8]) -> (Result<(), Error>, Receiver<LogLine>) {
+        run(folder, &Server::start(vec![ok("", zip)]).url())
+    }
+
+    #[test]
+    fn a_new_dataset_takes_the_place_of_the_old_one_and_is_told_in_order() {
+        let folder = used_folder();
+        let layout = Layout::new(folder.path());
+        fs::write(layout.images_zip(), "old").unwrap();
+        let zip = new_zip();
+        let server = Server::start(vec![ok("", &zip)]);
+        let (result, said) = run(folder.path(), &format!("{}?sig=s3cr3t", server.url()));
+        result.unwrap();
+        assert_eq!(names(folder.path()), NEW);
+        assert_eq!(fs::read(layout.dataset_toml()).unwrap(), TOML.as_bytes());
+        assert_eq!(fs::read(layout.images().join("new.txt")).unwrap(), b"sks");
+        assert_eq!(
+            fs::read(layout.images().join("new.jpg")).unwrap(),
+            jpeg(64, 48)
+        );
+        let training = folder.path().display();
+        assert_eq!(
+            lines(&said, Level::Info),
+            [
+                format!("[dataset] wrote dataset.toml={training}/dataset.toml"),
+                format!("[dataset] downloading images zip (url={}...)", server.url()),
+                format!("[dataset] downloaded zip bytes={}", zip.len()),
+                format!("[dataset] images kept=1 removed=1 images_dir={training}/images"),
+            ]
+        );
+    }
+
+    #[test]
+    fn whatever_fails_leaves_the_old_dataset_and_nothing_else() {
+        let hostile = zip_of([
+            ("../../evil.jpg", jpeg(64, 48)),
+            ("b.jpg", vec![0; 2 << 20]),
+        ]);
+        for (name, reply) in [
+            ("a refusal", answer("404 Not Found", b"")),
+            ("a server that fails", answer("500 Oops", b"")),
+            ("a cut body", answer("200 OK\r\nContent-Length: 99", b"PK")),
+            ("a web page", ok("\r\nContent-Type: text/html", b"<html>")),
+            ("a cut zip", ok("", &new_zip()[..60])),
+            (
+                "a zip without photos",
+                ok("", &zip_of([("read.me", vec![])])),
+            ),
+            ("an empty zip", ok("", &zip_of([]))),
+            ("a bomb beside a photo", ok("", &hostile)),
+        ] {
+            let folder = used_folder();
+            let before = tree(folder.path());
+            let server = Server::start(vec![reply]);
+            let (result, _said) = run(folder.path(), &server.url());
+            result.expect_err(name);
+            assert_eq!(tree(folder.path()), before, "{name}");
+        }
+        let folder = used_folder();
+        let before = tree(folder.path());
+        assert!(matches!(
+            run(folder.path(), "ftp://host/a.zip").0,
+            Err(Error::InvalidValue(_))
+        ));
+        assert_eq!(tree(folder.path()), before);
+    }
+
+    #[test]
+    fn cancelling_leaves_the_old_dataset_and_nothing_else() {
+        let folder = used_folder();
+        let before = tree(folder.path());
+        let (reply, silent) = silence(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nPK".into());
+        let server = Server::start(vec![reply]);
+        let (task, _said) = task();
+        let cancel = task.cancel.clone();
+        let canceller = std::thread::spawn(move || {
+            silent.recv().unwrap();
+            cancel.cancel();
+        });
+        let source = Source {
+            toml_text: TOML,
+            url: &server.url(),
+            trigger_word: "sks",
+        };
+        assert!(matches!(
+            prepare(folder.path(), &source, &task),
+            Err(Error::Cancelled)
+        ));
+        canceller.join().unwrap();
+        assert_eq!(tree(folder.path()), before);
+    }
+
+    #[test]
+    fn photos_land_flat_each_with_its_caption() {
+        let folder = tempfile::tempdir().unwrap();
+        let zip = zip_of([
+            ("IMG.JPG", shaded_jpeg(1)),
+            ("img/IMG.txt", b"somebody's caption".to_vec()),
+            ("a.jpg", shaded_jpeg(2)),
+            ("sub/a.jpeg", shaded_jpeg(3)),
+            ("my.jpg.photo.jpg", shaded_jpeg(4)),
+            ("../up.Jpg", shaded_jpeg(5)),
+            ("picture.jpg", png(8, 8)),
+            ("__MACOSX/._a.jpg", vec![0]),
+        ]);
+        let (result, said) = run_with(folder.path(), &zip);
+        result.unwrap();
+        let images = tree(&Layout::new(folder.path()).images());
+        let photos = [
+            ("IMG.JPG", shaded_jpeg(1)),
+            ("a.jpg", shaded_jpeg(2)),
+            ("a_2.jpeg", shaded_jpeg(3)),
+            ("my.jpg.photo.jpg", shaded_jpeg(4)),
+            ("up.jpg", shaded_jpeg(5)),
+            ("picture.jpg", png(8, 8)),
+        ];
+        for (name, content) in &photos {
+            assert_eq!(images.get(*name), Some(content), "{name}");
+            let caption = format!("{}.txt", name.rsplit_once('.').unwrap().0);
+            assert_eq!(
+                images.get(&caption).map(Vec::as_slice),
+                Some(b"sks".as_slice()),
+                "{caption}"
+            );
+        }
+        assert_eq!(images.len(), 12);
+        let said = lines(&said, Level::Info);
+        for line in [
+            "renamed sub/a.jpeg to a_2.jpeg",
+            "renamed ../up.Jpg to up.jpg",
+            "images kept=6 removed=2",
+        ] {
+            assert!(
+                said.iter().any(|said| said.contains(line)),
+                "{line:?} is wanted: {said:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_photo_that_cannot_open_is_left_out_where_others_open() {
+        let folder = tempfile::tempdir().unwrap();
+        let zip = zip_of([
+            ("good.jpg", jpeg(64, 48)),
+            ("cut.jpg", jpeg(64, 48)[..30].to_vec()),
+            ("text.jpg", b"fake".into()),
+        ]);
+        let (result, said) = run_with(folder.path(), &zip);
+        result.unwrap();
+        assert_eq!(
+            names(&Layout::new(folder.path()).images()),
+            ["good.jpg", "good.txt"]
+        );
+        let said: Vec<_> = said.try_iter().collect();
+        let warnings: Vec<_> = said
+            .iter()
+            .filter(|line| line.level == Level::Warning)
+            .collect();
+        assert!(
+            warnings.len() == 2
+                && warnings[0].text.contains("cut.jpg")
+                && warnings[1].text.contains("text.jpg"),
+            "{warnings:?}"
+        );
+        assert!(
+            said.iter()
+                .any(|line| line.text.contains("kept=1 removed=2")),
+            "{said:?}"
+        );
+    }
+
+    #[test]
+    fn stand_ins_for_photos_are_all_kept_with_one_warning() {
+        let folder = tempfile::tempdir().unwrap();
+        let (result, said) = run_with(
+            folder.path(),
+            &zip_of([("a.jpg", b"fake".to_vec()), ("b.jpg", b"fake".to_vec())]),
+        );
+        result.unwrap();
+        assert_eq!(
+            names(&Layout::new(folder.path()).images()),
+            ["a.jpg", "a.txt", "b.jpg", "b.txt"]
+        );
+        assert_eq!(lines(&said, Level::Warning).len(), 1);
+    }
+
+    #[test]
+    fn an_empty_dataset_says_what_was_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let zip = zip_of([(".hidden.jpg", jpeg(64, 48)), ("in/b.png", png(1, 1))]);
+        let (result, said) = run_with(folder.path(), &zip);
+        let error = result.unwrap_err();
+        let start = format!(
+            "Dataset is empty after extraction/filtering. images_dir={}/images.",
+            folder.path().display()
+        );
+        assert!(
+            matches!(error, Error::InvalidValue(_)) && error.to_string().starts_with(&start),
+            "{error}"
+        );
+        assert!(
+            error
+                .to_string()
+                .contains(".hidden.jpg (its name begins with a dot")
+                && error.to_string().contains("in/b.png"),
+            "{error}"
+        );
+        assert_eq!(lines(&said, Level::Warning).len(), 2);
+        assert_eq!(names(folder.path()), [""; 0]);
+    }
+
+    #[test]
+    fn links_and_files_in_the_place_of_folders_are_replaced_themselves() {
+        let folder = tempfile::tempdir().unwrap();
+        let elsewhere = used_folder();
+        let before = tree(elsewhere.path());
+        let layout = Layout::new(folder.path());
+        std::os::unix::fs::symlink(elsewhere.path().join("images"), layout.images()).unwrap();
+        std::os::unix::fs::symlink(elsewhere.path().join("dataset.toml"), layout.dataset_toml())
+            .unwrap();
+        std::os::unix::fs::symlink(elsewhere.path().join("nowhere"), layout.staging().0).unwrap();
+        fs::write(layout.cache(), "a file").unwrap();
+        run_with(folder.path(), &new_zip()).0.unwrap();
+        assert_eq!(names(folder.path()), NEW);
+        assert_eq!(tree(elsewhere.path()), before);
+    }
+
+    /// Every state that a run killed in the swap can leave, made by stopping the swap's renames one by one.
+    #[test]
+    fn a_swap_that_was_killed_is_finished_or_undone() {
+        let parts = 3;
+        for moved_aside in 0..=parts {
+            for moved_in in 0..=if moved_aside == parts { parts } else { 0 } {
+                let folder = used_folder();
+                let layout = Layout::new(folder.path());
+                let ready = layout.ready();
+                fs::create_dir(&ready.0).unwrap();
+                fs::create_dir(ready.images()).unwrap();
+                fs::create_dir(ready.cache()).unwrap();
+                fs::write(ready.images().join("new.jpg"), "new").unwrap();
+                fs::write(ready.images().join("new.txt"), "new").unwrap();
+                fs::write(ready.dataset_toml(), "new").unwrap();
+                for (part, aside) in layout
+                    .parts()
+                    .iter()
+                    .zip(layout.old().parts())
+                    .take(moved_aside)
+                {
+                    set_aside(part, &aside).unwrap();
+                }
+                for (new, part) in ready.parts().iter().zip(layout.parts()).take(moved_in) {
+                    rename(new, &part).unwrap();
+                }
+                recover(folder.path()).unwrap();
+                assert_eq!(
+                    names(folder.path()),
+                    NEW,
+                    "{moved_aside} aside, {moved_in} in"
+                );
+                assert_eq!(fs::read(layout.dataset_toml()).unwrap(), b"new");
+            }
+        }
+        // Killed while the old dataset was put back, and while it was deleted.
+        for moved_aside in 0..=parts {
+            let folder = used_folder();
+            let before = tree(folder.path());
+            let layout = Layout::new(folder.path());
+            for (part, aside) in layout
+                .parts()
+                .iter()
+                .zip(layout.old().parts())
+                .take(moved_aside)
+            {
+                set_aside(part, &aside).unwrap();
+            }
+            fs::create_dir_all(layout.staging().images()).unwrap();
+            recover(folder.path()).unwrap();
+            assert_eq!(tree(folder.path()), before, "{moved_aside} aside");
+        }
+    }
+}

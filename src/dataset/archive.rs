@@ -1,0 +1,914 @@
+//! The zip of photos, from a stranger: what is taken out of it, under which names, and what is refused.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use icu_normalizer::ComposingNormalizerBorrowed;
+use zip::result::ZipError;
+use zip::{CompressionMethod, ExtraField, ZipArchive};
+
+use super::space;
+use crate::error::Error;
+use crate::task::{LogLine, Task};
+
+/// What a zip of photos never needs more of. A photo is compressed already, so that a deflated one shrinks by a few
+/// per cent; a hundredfold is a bomb.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub entries: u64,
+    pub total_bytes: u64,
+    /// An entry may inflate this many times over, once it is larger than `ratio_free_bytes`.
+    pub ratio: u64,
+    pub ratio_free_bytes: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            entries: 100_000,
+            total_bytes: 64 << 30,
+            ratio: 100,
+            ratio_free_bytes: 1 << 20,
+        }
+    }
+}
+
+/// A file of the zip that is named like a photo, extracted under a number.
+#[derive(Debug)]
+pub struct Photo {
+    /// With its folders, as in the zip.
+    pub entry_name: String,
+    pub path: PathBuf,
+    pub bytes: u64,
+    pub crc32: u32,
+}
+
+/// What was in the zip.
+#[derive(Debug, Default)]
+pub struct Extraction {
+    pub photos: Vec<Photo>,
+    /// Files that are named like photos but cannot be any, each with the reason.
+    pub left_out: Vec<(String, &'static str)>,
+    /// Files of other kinds: junk included, folders not.
+    pub others: Vec<String>,
+}
+
+/// Extracts every photo of `zip`, wherever it lies in it, to `folder/0`, `folder/1`, …, ordered by depth and name.
+/// The archive's names reach no path.
+///
+/// # Errors
+/// [`Error::BadZip`] for what is no zip or a damaged or lying one, [`Error::Unusable`] for one that is encrypted or
+/// compressed in a way that cannot be read, [`Error::Io`] for the disk, [`Error::Cancelled`].
+pub fn extract(
+    zip: &Path,
+    content_type: Option<&str>,
+    folder: &Path,
+    limits: &Limits,
+    task: &Task<LogLine>,
+) -> Result<Extraction, Error> {
+    let mut file = File::open(zip).map_err(Error::io("read", zip))?;
+    if let Some(entries) = declared_entries(&mut file).map_err(Error::io("read", zip))?
+        && entries > limits.entries
+    {
+        return Err(Error::BadZip(format!(
+            "the zip has {entries} entries, {} are allowed",
+            limits.entries
+        )));
+    }
+    let mut archive = match ZipArchive::new(io::BufReader::new(&file)) {
+        Ok(archive) => archive,
+        Err(ZipError::Io(error)) if error.raw_os_error().is_some() => {
+            return Err(Error::io("read", zip)(error));
+        }
+        Err(error) => return Err(not_a_zip(zip, content_type, &error)?),
+    };
+    let (mut extraction, entries) = choose(&mut archive)?;
+    refuse_overlaps(&entries, archive.central_directory_start())?;
+    refuse_bombs(&entries, limits)?;
+    space::require(
+        folder,
+        entries.iter().map(|entry| entry.bytes).sum(),
+        "extracting the zip",
+    )?;
+    for (number, entry) in entries.into_iter().enumerate() {
+        let path = folder.join(number.to_string());
+        write_entry(&mut archive, &file, &entry, &path, task)?;
+        extraction.photos.push(Photo {
+            entry_name: entry.name,
+            path,
+            bytes: entry.bytes,
+            crc32: entry.crc32,
+        });
+    }
+    Ok(extraction)
+}
+
+/// An entry that is to be extracted.
+struct Entry {
+    index: usize,
+    name: String,
+    bytes: u64,
+    compressed_bytes: u64,
+    crc32: u32,
+    header_start: u64,
+}
+
+impl Entry {
+    fn damaged(&self, reason: &str) -> Error {
+        Error::BadZip(format!(
+            "{} in the zip is damaged: {reason}",
+            shown(&self.name)
+        ))
+    }
+}
+
+fn choose<R: Read + Seek>(archive: &mut ZipArchive<R>) -> Result<(Extraction, Vec<Entry>), Error> {
+    let mut extraction = Extraction::default();
+    let mut entries = Vec::new();
+    for index in 0..archive.len() {
+        let file = archive
+            .by_index_data(index)
+            .map_err(|error| Error::BadZip(format!("entry {index}: {error}")))?;
+        let name = decoded_name(file.name_raw(), file.flags().as_u16());
+        if name.ends_with('/') {
+            continue;
+        }
+        if !is_named_like_photo(&name) || is_junk(&name) {
+            extraction.others.push(name);
+            continue;
+        }
+        // The kind of file, in the upper half where Unix wrote the entry: a link's content is a path, not a photo.
+        let kind = file.unix_mode().unwrap_or_default() & 0o170_000;
+        if kind == 0o120_000 {
+            extraction.left_out.push((name, "it is a symbolic link"));
+        } else if kind != 0 && kind != 0o100_000 {
+            extraction.left_out.push((name, "it is not a regular file"));
+        } else if base_name(&name).starts_with('.') {
+            // As Python's glob has it, which Musubi Tuner looks for images with.
+            extraction.left_out.push((
+                name,
+                "its name begins with a dot, which hides it from Musubi Tuner",
+            ));
+        } else if file.encrypted() {
+            return Err(Error::Unusable(format!(
+                "{} in the zip is encrypted: make the zip without a password",
+                shown(&name)
+            )));
+        } else if !is_supported(file.compression()) {
+            return Err(Error::Unusable(format!(
+                "{} in the zip is compressed with a method that cannot be read ({}): make the zip with the usual one, \
+                 Deflate",
+                shown(&name),
+                file.compression()
+            )));
+        } else {
+            entries.push(Entry {
+                index,
+                bytes: file.size(),
+                compressed_bytes: file.compressed_size(),
+                crc32: file.crc32(),
+                header_start: file.header_start(),
+                name,
+            });
+        }
+    }
+    // The same photos get the same names, however the zip was put together.
+    entries.sort_by(|a, b| (depth(&a.name), &a.name).cmp(&(depth(&b.name), &b.name)));
+    Ok((extraction, entries))
+}
+
+fn is_supported(method: CompressionMethod) -> bool {
+    zip::SUPPORTED_COMPRESSION_METHODS.contains(&method)
+}
+
+/// Two entries that share bytes: how one kilobyte becomes a terabyte.
+fn refuse_overlaps(entries: &[Entry], directory_start: u64) -> Result<(), Error> {
+    let mut by_place: Vec<&Entry> = entries.iter().collect();
+    by_place.sort_by_key(|entry| entry.header_start);
+    for (number, entry) in by_place.iter().enumerate() {
+        let end = entry
+            .header_start
+            .saturating_add(LOCAL_HEADER_BYTES)
+            .saturating_add(entry.compressed_bytes);
+        let (next, start) = by_place
+            .get(number + 1)
+            .map_or(("the central directory", directory_start), |next| {
+                (&next.name, next.header_start)
+            });
+        if end > start {
+            return Err(entry.damaged(&format!(
+                "it ends at byte {end} or later and overlaps {}, which begins at byte {start}",
+                shown(next)
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Before its name.
+const LOCAL_HEADER_BYTES: u64 = 30;
+
+/// Refuses an entry that has one name in the directory and another one before its data, as Python's `zipfile` does:
+/// readers would disagree on what is in the zip.
+fn check_local_name(zip: &File, entry: &Entry, directory_name: &[u8]) -> Result<(), Error> {
+    let read = || -> io::Result<Vec<u8>> {
+        let mut length = [0; 2];
+        zip.read_exact_at(&mut length, entry.header_start + 26)?;
+        let mut name = vec![0; usize::from(u16::from_le_bytes(length))];
+        zip.read_exact_at(&mut name, entry.header_start + LOCAL_HEADER_BYTES)?;
+        Ok(name)
+    };
+    let local_name = read().map_err(|error| entry.damaged(&error.to_string()))?;
+    if local_name != directory_name {
+        let local_name = shown(&String::from_utf8_lossy(&local_name));
+        return Err(entry.damaged(&format!("the header before its data calls it {local_name}")));
+    }
+    Ok(())
+}
+
+fn refuse_bombs(entries: &[Entry], limits: &Limits) -> Result<(), Error> {
+    let mut total = 0u64;
+    for entry in entries {
+        total = total.saturating_add(entry.bytes);
+        if entry.bytes > limits.ratio_free_bytes
+            && entry.bytes / limits.ratio > entry.compressed_bytes
+        {
+            return Err(Error::BadZip(format!(
+                "{} in the zip inflates from {} to {} bytes, {} times is allowed: it is no photo",
+                shown(&entry.name),
+                entry.compressed_bytes,
+                entry.bytes,
+                limits.ratio
+            )));
+        }
+    }
+    if total > limits.total_bytes {
+        return Err(Error::BadZip(format!(
+            "the photos in the zip take {total} bytes, {} are allowed",
+            limits.total_bytes
+        )));
+    }
+    Ok(())
+}
+
+fn write_entry<R: Read + Seek>(
+    archive: &mut ZipArchive<R>,
+    zip: &File,
+    entry: &Entry,
+    path: &Path,
+    task: &Task<LogLine>,
+) -> Result<(), Error> {
+    // The crate's reader checks the CRC and stops at the declared size.
+    let mut reader = archive
+        .by_index(entry.index)
+        .map_err(|error| entry.damaged(&error.to_string()))?;
+    // That field renames the entry in the directory alone.
+    if !reader
+        .extra_data_fields()
+        .any(|field| matches!(field, ExtraField::UnicodePath(_)))
+    {
+        check_local_name(zip, entry, reader.name_raw())?;
+    }
+    let mut file = File::create_new(path).map_err(Error::io("write", path))?;
+    let mut written = 0;
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        task.check()?;
+        match reader.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(count) => {
+                file.write_all(&buffer[..count])
+                    .map_err(space::write_failed(path))?;
+                written += count as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.raw_os_error().is_some() => {
+                return Err(Error::io("read the zip for", path)(error));
+            }
+            Err(error) => {
+                return Err(entry.damaged(&format!(
+                    "{error} ({written} of {} bytes read)",
+                    entry.bytes
+                )));
+            }
+        }
+    }
+    if written != entry.bytes {
+        return Err(entry.damaged(&format!("{written} of {} bytes are there", entry.bytes)));
+    }
+    Ok(())
+}
+
+/// What the end record says, before anything is set aside for that many entries.
+fn declared_entries(file: &mut (impl Read + Seek)) -> io::Result<Option<u64>> {
+    const END: &[u8] = b"PK\x05\x06";
+    const END_64: &[u8] = b"PK\x06\x06";
+    let length = file.seek(SeekFrom::End(0))?;
+    // The record, its longest comment, and room for the zip64 records before it.
+    file.seek(SeekFrom::Start(length.saturating_sub(22 + 0xffff + 256)))?;
+    let mut tail = Vec::new();
+    file.read_to_end(&mut tail)?;
+    file.rewind()?;
+    let last = |signature: &[u8]| tail.windows(4).rposition(|bytes| bytes == signature);
+    let Some(end) = last(END) else {
+        return Ok(None);
+    };
+    let short = tail
+        .get(end + 10..end + 12)
+        .map(|bytes| u64::from(u16::from_le_bytes([bytes[0], bytes[1]])));
+    if short != Some(0xffff) {
+        return Ok(short);
+    }
+    let long = last(END_64).and_then(|end| {
+        tail.get(end + 32..end + 40)?
+            .try_into()
+            .ok()
+            .map(u64::from_le_bytes)
+    });
+    Ok(long.or(short))
+}
+
+/// Says what it is instead.
+fn not_a_zip(path: &Path, content_type: Option<&str>, error: &ZipError) -> Result<Error, Error> {
+    let read = || -> io::Result<(u64, Vec<u8>)> {
+        let file = File::open(path)?;
+        let mut head = Vec::new();
+        let length = file.metadata()?.len();
+        file.take(1024).read_to_end(&mut head)?;
+        Ok((length, head))
+    };
+    let (length, head) = read().map_err(Error::io("read", path))?;
+    let kind = content_type.map_or_else(String::new, |kind| format!("{}, ", shown(kind)));
+    let text = String::from_utf8_lossy(&head)
+        .trim_start_matches(['\u{feff}', ' ', '\r', '\n', '\t'])
+        .to_lowercase();
+    let is = |magic: &[u8]| head.starts_with(magic);
+    let what = if head.is_empty() {
+        "the server sent an empty file".to_owned()
+    } else if is(b"PK") {
+        let hint = match error {
+            ZipError::UnsupportedArchive(_) => "a zip in several parts: make it one file",
+            _ => "a zip that is cut short or damaged: make it, or upload it, again",
+        };
+        format!("the server sent {hint} ({kind}{length} bytes: {error})")
+    } else if text.starts_with("<!doctype html")
+        || text.starts_with("<html")
+        || text.contains("<head")
+    {
+        format!(
+            "the server sent a web page, not a zip ({kind}{length} bytes): use the direct link to the file"
+        )
+    } else {
+        let name = [
+            (b"\x1f\x8b".as_slice(), "a gzip file (.gz, .tgz)"),
+            (b"Rar!", "a RAR archive"),
+            (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
+            (b"BZh", "a bzip2 file"),
+            (b"\xfd7zXZ", "an xz file"),
+            (b"\x28\xb5\x2f\xfd", "a Zstandard file"),
+            (b"\xff\xd8\xff", "a single JPEG photo"),
+            (b"\x89PNG", "a single PNG picture"),
+            (b"%PDF", "a PDF"),
+        ]
+        .into_iter()
+        .find_map(|(magic, name)| is(magic).then_some(name));
+        let name = match name {
+            Some(name) => name,
+            None if head.get(257..262) == Some(b"ustar") => "a tar archive",
+            None if text.starts_with("<?xml") => {
+                "an XML document, as stores answer with when they refuse,"
+            }
+            None if text.starts_with(['{', '[']) => {
+                "JSON, as services answer with when they refuse,"
+            }
+            None if head
+                .iter()
+                .all(|byte| byte.is_ascii_graphic() || byte.is_ascii_whitespace()) =>
+            {
+                "plain text"
+            }
+            None => "something else",
+        };
+        format!(
+            "the server sent {name} where a zip was expected ({kind}{length} bytes): pack the photos as .zip"
+        )
+    };
+    Ok(Error::BadZip(format!("File is not a zip file: {what}")))
+}
+
+/// As Python's `zipfile` reads it: UTF-8 where the entry says so (bit 11), else code page 437, up to a NUL.
+fn decoded_name(raw: &[u8], flags: u16) -> String {
+    const UTF_8: u16 = 1 << 11;
+    let raw = raw.split(|byte| *byte == 0).next().unwrap_or_default();
+    if flags & UTF_8 != 0 {
+        return String::from_utf8_lossy(raw).into_owned();
+    }
+    raw.iter()
+        .map(|byte| {
+            byte.checked_sub(128)
+                .map_or(char::from(*byte), |high| CP437[usize::from(high)])
+        })
+        .collect()
+}
+
+/// The upper half of IBM's code page 437.
+#[rustfmt::skip]
+const CP437: [char; 128] = [
+    'Ç', 'ü', 'é', 'â', 'ä', 'à', 'å', 'ç', 'ê', 'ë', 'è', 'ï', 'î', 'ì', 'Ä', 'Å',
+    'É', 'æ', 'Æ', 'ô', 'ö', 'ò', 'û', 'ù', 'ÿ', 'Ö', 'Ü', '¢', '£', '¥', '₧', 'ƒ',
+    'á', 'í', 'ó', 'ú', 'ñ', 'Ñ', 'ª', 'º', '¿', '⌐', '¬', '½', '¼', '¡', '«', '»',
+    '░', '▒', '▓', '│', '┤', '╡', '╢', '╖', '╕', '╣', '║', '╗', '╝', '╜', '╛', '┐',
+    '└', '┴', '┬', '├', '─', '┼', '╞', '╟', '╚', '╔', '╩', '╦', '╠', '═', '╬', '╧',
+    '╨', '╤', '╥', '╙', '╘', '╒', '╓', '╫', '╪', '┘', '┌', '█', '▄', '▌', '▐', '▀',
+    'α', 'ß', 'Γ', 'π', 'Σ', 'σ', 'µ', 'τ', 'Φ', 'Θ', 'Ω', 'δ', '∞', 'φ', 'ε', '∩',
+    '≡', '±', '≥', '≤', '⌠', '⌡', '÷', '≈', '°', '∙', '·', '√', 'ⁿ', '²', '■', '\u{a0}',
+];
+
+/// The part of a name in a zip that names the file: behind the last separator of any system, and a drive letter.
+fn base_name(entry_name: &str) -> &str {
+    let base = entry_name.rsplit(['/', '\\']).next().unwrap_or_default();
+    match base.as_bytes() {
+        [drive, b':', ..] if drive.is_ascii_alphabetic() => &base[2..],
+        _ => base,
+    }
+}
+
+fn depth(entry_name: &str) -> usize {
+    entry_name.matches(['/', '\\']).count()
+}
+
+fn is_named_like_photo(entry_name: &str) -> bool {
+    let name = entry_name.to_lowercase();
+    [".jpg", ".jpeg"]
+        .iter()
+        .any(|extension| name.ends_with(extension))
+}
+
+/// What macOS and Windows put beside photos.
+#[must_use]
+pub fn is_junk(entry_name: &str) -> bool {
+    let base = base_name(entry_name);
+    entry_name.split(['/', '\\']).any(|part| part == "__MACOSX")
+        || base.starts_with("._")
+        || base == ".DS_Store"
+        || base.eq_ignore_ascii_case("Thumbs.db")
+}
+
+/// A name from a zip, for a log line or a message: nothing in it can start a line, steer a terminal or run on.
+#[must_use]
+pub fn shown(name: &str) -> String {
+    let mut shown: String = name
+        .chars()
+        .take(120)
+        .map(|char| {
+            if is_unprintable(char) {
+                '\u{fffd}'
+            } else {
+                char
+            }
+        })
+        .collect();
+    if shown.len() < name.len() && name.chars().nth(120).is_some() {
+        shown.push('…');
+    }
+    shown
+}
+
+/// Control characters, and those that change the direction of what follows.
+fn is_unprintable(char: char) -> bool {
+    char.is_control()
+        || matches!(char, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// Musubi Tuner caches `<stem>_<width>x<height>_zi.safetensors`, which has to fit into a file name of 255 bytes.
+const STEM_BYTES: usize = 255 - "_99999x99999_zi.safetensors".len();
+
+/// The flat name that each photo gets, given its name in the zip: as it is there, but for what Musubi Tuner would not
+/// see, could not store, or would take for another photo's. Stems are unique without regard to case and Unicode form,
+/// since captions and caches are named by them; the first of a kind keeps its name.
+#[must_use]
+pub fn flat_names(entry_names: &[&str]) -> Vec<String> {
+    let parts: Vec<(String, String)> = entry_names.iter().map(|name| safe_parts(name)).collect();
+    let mut first_of_kind = HashSet::new();
+    let keeps: Vec<bool> = parts
+        .iter()
+        .map(|(stem, _)| first_of_kind.insert(folded(stem)))
+        .collect();
+    let mut taken = first_of_kind;
+    let mut names = Vec::with_capacity(parts.len());
+    for ((stem, extension), keeps) in parts.into_iter().zip(keeps) {
+        let stem = if keeps {
+            stem
+        } else {
+            free_stem(&stem, &mut taken)
+        };
+        names.push(format!("{stem}.{extension}"));
+    }
+    names
+}
+
+fn free_stem(stem: &str, taken: &mut HashSet<String>) -> String {
+    let mut number = 2u64;
+    loop {
+        let suffix = format!("_{number}");
+        let candidate = format!("{}{suffix}", shortened(stem, STEM_BYTES - suffix.len()));
+        if taken.insert(folded(&candidate)) {
+            return candidate;
+        }
+        number += 1;
+    }
+}
+
+fn folded(stem: &str) -> String {
+    ComposingNormalizerBorrowed::new_nfc()
+        .normalize(&stem.to_lowercase())
+        .into_owned()
+}
+
+/// Stem and extension of one photo's flat name.
+fn safe_parts(entry_name: &str) -> (String, String) {
+    let base = base_name(entry_name);
+    let (stem, extension) = base.rsplit_once('.').unwrap_or((base, "jpg"));
+    let stem: String = stem
+        .chars()
+        .map(|char| if is_unprintable(char) { '_' } else { char })
+        .collect();
+    // Musubi Tuner looks for extensions in lower and in upper case, not for a mixture.
+    let extension = if extension.chars().all(|char| char.is_ascii_uppercase()) {
+        extension.to_owned()
+    } else {
+        extension.to_lowercase()
+    };
+    (shortened(&stem, STEM_BYTES).to_owned(), extension)
+}
+
+fn shortened(stem: &str, bytes: usize) -> &str {
+    let fits = |end: &usize| *end <= bytes && stem.is_char_boundary(*end);
+    &stem[..(0..=stem.len()).rev().find(fits).unwrap_or_default()]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use zip::write::SimpleFileOptions;
+
+    use super::*;
+    use crate::dataset::samples::{jpeg, shaded_jpeg, task, zip_of};
+
+    fn extracted(zip: &[u8], limits: &Limits) -> Result<Extraction, Error> {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, into) = (folder.path().join("a.zip"), folder.path().join("into"));
+        std::fs::write(&path, zip).unwrap();
+        std::fs::create_dir(&into).unwrap();
+        let result = extract(&path, Some("application/zip"), &into, limits, &task().0);
+        // Whatever the zip holds, nothing is beside the numbered files.
+        let beside: Vec<_> = std::fs::read_dir(folder.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        assert_eq!(beside.len(), 2, "{beside:?}");
+        for entry in std::fs::read_dir(&into).unwrap() {
+            let entry = entry.unwrap();
+            assert!(
+                entry.file_type().unwrap().is_file()
+                    && entry.file_name().to_str().unwrap().parse::<usize>().is_ok()
+            );
+        }
+        result
+    }
+
+    fn names(zip: &[u8]) -> Vec<String> {
+        extracted(zip, &Limits::default())
+            .unwrap()
+            .photos
+            .into_iter()
+            .map(|photo| photo.entry_name)
+            .collect()
+    }
+
+    /// The reason that it is refused for, and whether as a bad zip.
+    fn refusal(zip: &[u8]) -> (String, bool) {
+        let error = extracted(zip, &Limits::default()).unwrap_err();
+        (error.to_string(), matches!(error, Error::BadZip(_)))
+    }
+
+    /// Puts `bytes` at the offsets from the beginning of each local and each central header.
+    fn patched(mut zip: Vec<u8>, local: usize, central: usize, bytes: &[u8]) -> Vec<u8> {
+        for position in 0..zip.len() - 4 {
+            let offset = match &zip[position..position + 4] {
+                b"PK\x03\x04" => local,
+                b"PK\x01\x02" => central,
+                _ => continue,
+            };
+            zip[position + offset..position + offset + bytes.len()].copy_from_slice(bytes);
+        }
+        zip
+    }
+
+    fn replaced(zip: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
+        assert_eq!(from.len(), to.len());
+        let mut zip = zip.to_vec();
+        let positions: Vec<_> = zip
+            .windows(from.len())
+            .enumerate()
+            .filter(|(_, w)| *w == from)
+            .map(|(at, _)| at)
+            .collect();
+        assert_eq!(positions.len(), 2);
+        for position in positions {
+            zip[position..position + to.len()].copy_from_slice(to);
+        }
+        zip
+    }
+
+    #[test]
+    fn photos_are_found_at_any_depth_and_everything_else_is_counted() {
+        let zip = zip_of([
+            ("deep/er/b.JPEG", jpeg(1, 1)),
+            ("a.jpg", jpeg(1, 1)),
+            ("x.jpg/", vec![]),
+            ("__MACOSX/._a.jpg", vec![0]),
+            ("__MACOSX/c.jpg", vec![0]),
+            ("._d.jpg", vec![0]),
+            ("in/.DS_Store", vec![0]),
+            ("THUMBS.DB", vec![0]),
+            ("a.txt", vec![0]),
+            (".hidden.jpg", jpeg(1, 1)),
+            ("no.jpg.png", vec![0]),
+        ]);
+        let extraction = extracted(&zip, &Limits::default()).unwrap();
+        let photos: Vec<_> = extraction
+            .photos
+            .iter()
+            .map(|photo| photo.entry_name.as_str())
+            .collect();
+        assert_eq!(photos, ["a.jpg", "deep/er/b.JPEG"]);
+        assert_eq!(extraction.others.len(), 7, "{:?}", extraction.others);
+        assert_eq!(extraction.left_out.len(), 1, "{:?}", extraction.left_out);
+    }
+
+    #[test]
+    fn links_are_left_out() {
+        let mut writer = zip::ZipWriter::new(Cursor::new(Vec::new()));
+        writer
+            .add_symlink("a.jpg", "/etc/passwd", SimpleFileOptions::default())
+            .unwrap();
+        let extraction =
+            extracted(&writer.finish().unwrap().into_inner(), &Limits::default()).unwrap();
+        assert_eq!((extraction.photos.len(), extraction.left_out.len()), (0, 1));
+    }
+
+    #[test]
+    fn names_read_as_pythons_zipfile_reads_them() {
+        // Python: bytes([0x82]).decode("cp437") == "é"
+        let zip = zip_of([("caf_1.jpg", jpeg(1, 1))]);
+        assert_eq!(names(&replaced(&zip, b"caf_1", b"caf\x821")), ["café1.jpg"]);
+        assert_eq!(
+            names(&replaced(&zip, b"caf_1.jpg", "é\u{a0}_.jpg".as_bytes())),
+            ["├⌐┬á_.jpg"]
+        );
+        assert_eq!(
+            names(&zip_of([("日本 \"q\".jpg", jpeg(1, 1))])),
+            ["日本 \"q\".jpg"]
+        );
+        let invalid = replaced(
+            &zip_of([("é.jpg", jpeg(1, 1))]),
+            "é".as_bytes(),
+            b"\xff\xfe",
+        );
+        assert_eq!(names(&invalid), ["\u{fffd}\u{fffd}.jpg"]);
+        let nul = zip_of([("a.jpg_.exe", jpeg(1, 1))]);
+        assert_eq!(names(&replaced(&nul, b"jpg_", b"jpg\0")), ["a.jpg"]);
+    }
+
+    #[test]
+    fn an_entry_written_twice_counts_once_as_its_last_version() {
+        let zip = zip_of([("a.jpg", shaded_jpeg(1)), ("b.jpg", shaded_jpeg(2))]);
+        let twice = replaced(&zip, b"b.jpg", b"a.jpg");
+        let photos = extracted(&twice, &Limits::default()).unwrap().photos;
+        assert_eq!(photos.len(), 1);
+        assert_eq!(
+            photos[0].crc32,
+            extracted(&zip, &Limits::default()).unwrap().photos[1].crc32
+        );
+    }
+
+    #[test]
+    fn bytes_before_the_zip_do_no_harm() {
+        assert_eq!(
+            names(
+                &[
+                    b"#!self-extracting\n".to_vec(),
+                    zip_of([("a.jpg", jpeg(1, 1))])
+                ]
+                .concat()
+            ),
+            ["a.jpg"]
+        );
+    }
+
+    #[test]
+    fn what_is_no_zip_is_named() {
+        let zip = zip_of([("a.jpg", jpeg(1, 1)), ("b.jpg", jpeg(1, 1))]);
+        let tar = [vec![0x20; 257], b"ustar".to_vec(), vec![0; 300]].concat();
+        for (content, wanted) in [
+            (Vec::new(), "an empty file"),
+            (
+                b"  <!DOCTYPE html><title>Sign in</title>".to_vec(),
+                "a web page, not a zip (application/zip, 39 bytes)",
+            ),
+            (b"\x1f\x8b\x08....".to_vec(), "gzip"),
+            (b"Rar!\x1a\x07\x01\0".to_vec(), "a RAR archive"),
+            (b"7z\xbc\xaf\x27\x1c..".to_vec(), "a 7z archive"),
+            (tar, "a tar archive"),
+            (b"{\"error\": 1}".to_vec(), "JSON"),
+            (b"no".to_vec(), "plain text"),
+            (b"<?xml version='1.0'?><Error/>".to_vec(), "an XML document"),
+            (vec![1, 2, 3], "something else"),
+            (jpeg(1, 1), "a single JPEG photo"),
+            (zip[..zip.len() - 30].to_vec(), "cut short or damaged"),
+            (zip[..40].to_vec(), "cut short or damaged"),
+        ] {
+            let (message, is_bad_zip) = refusal(&content);
+            assert!(
+                is_bad_zip && message.contains(wanted),
+                "{wanted:?} is wanted: {message}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_zip_of_nothing_is_a_zip() {
+        assert_eq!(names(&zip_of([])), [""; 0]);
+    }
+
+    #[test]
+    fn damage_is_named_by_its_entry() {
+        let zip = zip_of([("in/a.jpg", jpeg(64, 48))]);
+        let directory = zip
+            .windows(4)
+            .rposition(|bytes| bytes == b"PK\x01\x02")
+            .unwrap();
+        let mut renamed_in_directory = zip.clone();
+        renamed_in_directory[directory + 46 + 3] = b'b';
+        // CRC at 14 and 16; sizes from 18 and 20 on: compressed, uncompressed.
+        for (name, damaged, wanted) in [
+            (
+                "CRC",
+                patched(zip.clone(), 14, 16, &[1, 2, 3, 4]),
+                "checksum",
+            ),
+            (
+                "inflates past what it declares",
+                patched(zip.clone(), 22, 24, &[9, 0, 0, 0]),
+                "declared uncompressed size",
+            ),
+            (
+                "shorter than declared",
+                patched(zip.clone(), 22, 24, &[0, 1, 0, 0]),
+                "of 256 bytes",
+            ),
+            (
+                "runs into the directory",
+                patched(zip.clone(), 18, 20, &[255, 0, 0, 0]),
+                "overlaps the central directory",
+            ),
+            ("two names", renamed_in_directory, "calls it in/a.jpg"),
+            (
+                "its header lies elsewhere",
+                patched(zip.clone(), 0, 42, &[7, 0, 0, 0])
+                    .into_iter()
+                    .enumerate()
+                    .map(|(at, byte)| if at < 4 { b"PK\x03\x04"[at] } else { byte })
+                    .collect(),
+                "",
+            ),
+        ] {
+            let (message, is_bad_zip) = refusal(&damaged);
+            assert!(
+                is_bad_zip && message.contains(".jpg in the zip is damaged"),
+                "{name}: {message}"
+            );
+            assert!(message.contains(wanted), "{name}: {message}");
+        }
+    }
+
+    #[test]
+    fn encryption_and_unknown_methods_are_named() {
+        let zip = zip_of([("a.jpg", jpeg(64, 48)), ("b.txt", vec![1])]);
+        let (message, is_bad_zip) = refusal(&patched(zip.clone(), 6, 8, &[1, 0]));
+        assert!(
+            !is_bad_zip && message.contains("a.jpg in the zip is encrypted"),
+            "{message}"
+        );
+        let (message, is_bad_zip) = refusal(&patched(zip, 8, 10, &[98, 0]));
+        assert!(
+            !is_bad_zip && message.contains("a.jpg in the zip") && message.contains("Ppmd"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn bombs_are_refused_with_numbers() {
+        let inflated = vec![0; 3 << 20];
+        let (message, is_bad_zip) = refusal(&zip_of([("a.jpg", inflated)]));
+        assert!(
+            is_bad_zip && message.contains("to 3145728 bytes, 100 times is allowed"),
+            "{message}"
+        );
+
+        let two = zip_of([("a.jpg", jpeg(1, 1)), ("b.jpg", jpeg(1, 1))]);
+        for (limits, wanted) in [
+            (
+                Limits {
+                    entries: 1,
+                    ..Limits::default()
+                },
+                "2 entries, 1 are allowed",
+            ),
+            (
+                Limits {
+                    total_bytes: 100,
+                    ..Limits::default()
+                },
+                "100 are allowed",
+            ),
+        ] {
+            let message = extracted(&two, &limits).unwrap_err().to_string();
+            assert!(message.contains(wanted), "{message}");
+        }
+
+        // Both entries read the first one's bytes.
+        let second = two
+            .windows(4)
+            .rposition(|bytes| bytes == b"PK\x01\x02")
+            .unwrap();
+        let mut overlapping = two;
+        overlapping[second + 42..second + 46].copy_from_slice(&[0; 4]);
+        let (message, is_bad_zip) = refusal(&overlapping);
+        assert!(is_bad_zip && message.contains("overlap"), "{message}");
+    }
+
+    #[test]
+    fn names_are_flat_unique_and_as_they_were_where_they_can_be() {
+        let long = "é".repeat(200);
+        for (entry_names, flat) in [
+            (
+                vec!["a.jpg", "in/b.JPG", "日本 'q'.jpeg", "my.jpg.photo.jpg"],
+                vec!["a.jpg", "b.JPG", "日本 'q'.jpeg", "my.jpg.photo.jpg"],
+            ),
+            (
+                vec!["a.jpg", "a.jpeg", "sub/A.JPG"],
+                vec!["a.jpg", "a_2.jpeg", "A_3.JPG"],
+            ),
+            // The one that is there keeps its name.
+            (
+                vec!["a.jpg", "in/a.jpg", "in/a_2.jpg"],
+                vec!["a.jpg", "a_3.jpg", "a_2.jpg"],
+            ),
+            // One letter, composed and decomposed.
+            (
+                vec!["\u{e9}.jpg", "e\u{301}.jpg"],
+                vec!["\u{e9}.jpg", "e\u{301}_2.jpg"],
+            ),
+            (vec!["a.Jpg", "b.JpEg"], vec!["a.jpg", "b.jpeg"]),
+            (
+                vec![
+                    "../../etc/a.jpg",
+                    "/b.jpg",
+                    "C:\\c.jpg",
+                    "\\\\host\\d.jpg",
+                    "..\\e.jpg",
+                    "C:f.jpg",
+                ],
+                vec!["a.jpg", "b.jpg", "c.jpg", "d.jpg", "e.jpg", "f.jpg"],
+            ),
+            (
+                vec!["a\nb.jpg", "\u{202e}gpj.jpg"],
+                vec!["a_b.jpg", "_gpj.jpg"],
+            ),
+        ] {
+            assert_eq!(flat_names(&entry_names), flat, "{entry_names:?}");
+        }
+        let names = flat_names(&[
+            &format!("{long}.jpg"),
+            &format!("{long}x.jpg"),
+            &format!("{long}.jpeg"),
+        ]);
+        let stems: HashSet<&str> = names
+            .iter()
+            .map(|name| name.rsplit_once('.').unwrap().0)
+            .collect();
+        assert_eq!(stems.len(), 3);
+        assert!(
+            stems
+                .iter()
+                .all(|stem| format!("{stem}_99999x99999_zi.safetensors").len() <= 255),
+            "{stems:?}"
+        );
+    }
+}

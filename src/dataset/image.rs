@@ -1,0 +1,288 @@
+//! Whether a photo opens, judged cheaply by its content: the header's format and size, and where the format tells,
+//! its end. Musubi Tuner stops on one that does not, minutes later and without always naming it.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
+use std::path::Path;
+
+use imagesize::{Compression, ImageType};
+
+/// Pillow, which opens the photos for Musubi Tuner, refuses more as a decompression bomb.
+const MOST_PIXELS: u64 = 178_956_970;
+
+/// What keeps the file at `path` from opening, as far as it shows without decoding; `None` where nothing does.
+///
+/// # Errors
+/// What reading it gives.
+pub fn fault(path: &Path) -> io::Result<Option<String>> {
+    let file = File::open(path)?;
+    let bytes = file.metadata()?.len();
+    let mut reader = BufReader::with_capacity(16 << 10, file);
+    if bytes == 0 {
+        return Ok(Some("it is empty".to_owned()));
+    }
+    let mut head = [0; 12];
+    let read = reader.by_ref().take(12).read(&mut head)?;
+    if head[..read].starts_with(b"\xff\xd8") {
+        return jpeg_fault(&mut reader, bytes);
+    }
+    // JPEG 2000, which Pillow opens and the crate does not know.
+    if head == *b"\0\0\0\x0cjP  \r\n\x87\n" || head.starts_with(b"\xff\x4f\xff\x51") {
+        return Ok(None);
+    }
+    reader.rewind()?;
+    let Ok(kind) = imagesize::reader_type(&mut reader) else {
+        return Ok(Some(format!(
+            "it is no picture ({bytes} bytes of {})",
+            content(&head[..read])
+        )));
+    };
+    let name = match kind {
+        ImageType::Png => "PNG",
+        ImageType::Webp => "WebP",
+        ImageType::Gif
+        | ImageType::Bmp
+        | ImageType::Tiff
+        | ImageType::Ico
+        | ImageType::Psd
+        | ImageType::Pnm
+        | ImageType::Qoi
+        | ImageType::Tga
+        | ImageType::Dds(_)
+        | ImageType::Heif(Compression::Av1) => "picture",
+        ImageType::Heif(_) => {
+            return Ok(Some(
+                "it is a HEIC picture, which Musubi Tuner does not open: save it as JPEG"
+                    .to_owned(),
+            ));
+        }
+        ImageType::Jxl => {
+            return Ok(Some(
+                "it is a JPEG XL picture, which Musubi Tuner does not open: save it as JPEG"
+                    .to_owned(),
+            ));
+        }
+        other => {
+            return Ok(Some(format!(
+                "it is a {other:?} file, which Musubi Tuner does not open: save it as JPEG"
+            )));
+        }
+    };
+    reader.rewind()?;
+    let cut = match kind {
+        ImageType::Png => png_is_cut(&mut reader, bytes)?,
+        ImageType::Webp => {
+            u64::from(u32::from_le_bytes([head[4], head[5], head[6], head[7]])) + 8 > bytes
+        }
+        _ => false,
+    };
+    if cut {
+        return Ok(Some(format!(
+            "it is a {name} that is cut short at {bytes} bytes"
+        )));
+    }
+    reader.rewind()?;
+    // A header that this crate cannot read may still be one that Pillow can: no evidence.
+    Ok(kind
+        .reader_size(&mut reader)
+        .ok()
+        .and_then(|size| size_fault(size.width as u64, size.height as u64)))
+}
+
+fn size_fault(width: u64, height: u64) -> Option<String> {
+    if width == 0 || height == 0 {
+        return Some(format!("its size is {width}x{height}"));
+    }
+    let pixels = width.saturating_mul(height);
+    (pixels > MOST_PIXELS)
+        .then(|| format!("it has {pixels} pixels, {MOST_PIXELS} are the most that opens"))
+}
+
+fn content(head: &[u8]) -> &'static str {
+    match head {
+        [b'<', ..] => "HTML or XML",
+        _ if head.starts_with(b"%PDF") => "PDF",
+        _ if head.starts_with(b"PK") => "zip",
+        _ if head
+            .iter()
+            .all(|byte| byte.is_ascii_graphic() || byte.is_ascii_whitespace()) =>
+        {
+            "text"
+        }
+        _ => "something else",
+    }
+}
+
+/// Walks the segments to the end-of-image marker, without which Pillow calls a JPEG truncated. A thumbnail's own
+/// marker lies inside a segment, and coded data holds none.
+fn jpeg_fault(reader: &mut BufReader<File>, bytes: u64) -> io::Result<Option<String>> {
+    let cut = || {
+        Ok(Some(format!(
+            "it is a JPEG that is cut short at {bytes} bytes"
+        )))
+    };
+    reader.seek(SeekFrom::Start(2))?;
+    let mut size: Option<(u64, u64)> = None;
+    while let Some(marker) = next_marker(reader)? {
+        match marker {
+            0xd9 => {
+                return Ok(match size {
+                    None => Some("it is a JPEG without a picture in it".to_owned()),
+                    // The height may come behind the picture (a DNL marker).
+                    Some((width, height)) => size_fault(width, height.max(1)),
+                });
+            }
+            // Markers without a segment; those between coded data are passed over with it.
+            0x01 | 0xd0..=0xd8 => {}
+            _ => {
+                let mut length = [0; 2];
+                if !filled(reader, &mut length)? {
+                    return cut();
+                }
+                let mut left = i64::from(u16::from_be_bytes(length)) - 2;
+                if matches!(marker, 0xc0..=0xcf)
+                    && !matches!(marker, 0xc4 | 0xc8 | 0xcc)
+                    && size.is_none()
+                    && left >= 5
+                {
+                    let mut frame = [0; 5];
+                    if !filled(reader, &mut frame)? {
+                        return cut();
+                    }
+                    let pixels = |high, low| u64::from(u16::from_be_bytes([high, low]));
+                    size = Some((pixels(frame[3], frame[4]), pixels(frame[1], frame[2])));
+                    left -= 5;
+                }
+                // Past the end of the file, the next read finds nothing.
+                reader.seek_relative(left.max(0))?;
+            }
+        }
+    }
+    cut()
+}
+
+/// The next marker, over coded data and fill bytes; `None` at the end of the file.
+fn next_marker(reader: &mut impl BufRead) -> io::Result<Option<u8>> {
+    let mut after_ff = false;
+    loop {
+        let buffer = reader.fill_buf()?;
+        let Some(&first) = buffer.first() else {
+            return Ok(None);
+        };
+        if after_ff {
+            reader.consume(1);
+            match first {
+                // A stuffed byte, or a restart marker, of coded data.
+                0 | 0xd0..=0xd7 => after_ff = false,
+                0xff => {}
+                marker => return Ok(Some(marker)),
+            }
+        } else {
+            let skip = buffer.iter().position(|byte| *byte == 0xff);
+            after_ff = skip.is_some();
+            let skip = skip.map_or(buffer.len(), |position| position + 1);
+            reader.consume(skip);
+        }
+    }
+}
+
+/// Whether the picture's data is missing or runs past the end of the file. A missing or cut last chunk alone does not
+/// keep a PNG from opening.
+fn png_is_cut(reader: &mut BufReader<File>, bytes: u64) -> io::Result<bool> {
+    let mut position = 8;
+    let mut has_data = false;
+    loop {
+        reader.seek(SeekFrom::Start(position))?;
+        let mut head = [0; 8];
+        if !filled(reader, &mut head)? || &head[4..] == b"IEND" {
+            return Ok(!has_data);
+        }
+        has_data |= &head[4..] == b"IDAT";
+        let length = u64::from(u32::from_be_bytes([head[0], head[1], head[2], head[3]]));
+        position = position + 8 + length + 4;
+        if position > bytes {
+            return Ok(true);
+        }
+    }
+}
+
+/// Fills the buffer; false where the file ends before.
+fn filled(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<bool> {
+    match reader.read_exact(buffer) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataset::samples::{jpeg, png};
+
+    fn fault_of(content: &[u8]) -> Option<String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.jpg");
+        std::fs::write(&path, content).unwrap();
+        fault(&path).unwrap()
+    }
+
+    #[test]
+    fn what_opens_has_no_fault() {
+        let webp = [b"RIFF\x1a\0\0\0WEBPVP8L\x0d\0\0\0\x2f".as_slice(), &[0; 20]].concat();
+        let mut with_fill_bytes = jpeg(64, 48);
+        with_fill_bytes.insert(2, 0xff);
+        for (name, content) in [
+            ("JPEG", jpeg(64, 48)),
+            (
+                "JPEG with bytes behind it",
+                [jpeg(64, 48), vec![0; 9000]].concat(),
+            ),
+            ("JPEG with fill bytes", with_fill_bytes),
+            ("PNG", png(64, 48)),
+            (
+                "PNG without its last chunk, which Pillow opens",
+                png(64, 48)[..png(64, 48).len() - 12].to_vec(),
+            ),
+            ("WebP", webp),
+            ("JPEG 2000", b"\0\0\0\x0cjP  \r\n\x87\n....".to_vec()),
+        ] {
+            assert_eq!(fault_of(&content), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_open_says_why() {
+        let whole = jpeg(64, 48);
+        let thumbnail_only = [
+            &whole[..2],
+            b"\xff\xe1\x00\x08Exif\xff\xd9",
+            &whole[2..whole.len() - 2],
+        ]
+        .concat();
+        for (content, reason) in [
+            (Vec::new(), "empty"),
+            (b"fake".to_vec(), "no picture (4 bytes of text)"),
+            (b"<html>a web page</html>".to_vec(), "HTML"),
+            (whole[..whole.len() - 2].to_vec(), "JPEG that is cut short"),
+            (whole[..8].to_vec(), "JPEG that is cut short"),
+            (thumbnail_only, "JPEG that is cut short"),
+            (b"\xff\xd8\xff\xd9".to_vec(), "without a picture"),
+            (png(64, 48)[..40].to_vec(), "PNG that is cut short"),
+            (png(64, 48)[..43].to_vec(), "PNG that is cut short"),
+            (
+                b"RIFF\xff\0\0\0WEBPVP8L\x0d\0\0\0\x2f".to_vec(),
+                "WebP that is cut short",
+            ),
+            (b"\0\0\0\x18ftypheic\0\0\0\0heicmif1".to_vec(), "HEIC"),
+            (jpeg(0, 48), "0x48"),
+            (jpeg(20_000, 20_000), "400000000 pixels"),
+        ] {
+            let fault = fault_of(&content).unwrap_or_default();
+            assert!(
+                fault.contains(reason),
+                "{reason:?} is wanted, {fault:?} is said"
+            );
+        }
+    }
+}
