@@ -1,6 +1,7 @@
 //! The native half of `musubitraining`: its modules, and what Python sees of them.
 
 pub mod adapter;
+pub mod config;
 pub mod dataset;
 pub mod disk;
 pub mod error;
