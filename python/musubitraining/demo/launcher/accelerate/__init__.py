@@ -1,0 +1,1 @@
+"""Stands in for accelerate where that is not installed, for the demonstration alone."""

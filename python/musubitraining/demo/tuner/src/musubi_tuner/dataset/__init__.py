@@ -1,0 +1,1 @@
+"""Dataset file, photos, buckets and caches."""

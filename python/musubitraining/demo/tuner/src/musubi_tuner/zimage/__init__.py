@@ -1,0 +1,1 @@
+"""The three small models: VAE, text encoder and diffusion transformer."""

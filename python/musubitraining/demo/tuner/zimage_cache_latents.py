@@ -1,0 +1,6 @@
+"""Root script, as a Musubi Tuner clone has it."""
+
+from musubi_tuner.zimage_cache_latents import main
+
+if __name__ == "__main__":
+    main()
