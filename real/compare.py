@@ -147,8 +147,9 @@ class Workplace:
 
     def convert(self, adapter: Path, target: Path) -> Path:
         """Let the clone's own converter rename an adapter."""
+        converter = self.musubi / "convert_lora.py"
         subprocess.run(
-            [sys.executable, self.musubi / "convert_lora.py", "--target=default", "--input", adapter, "--output", target],
+            [sys.executable, converter, "--target", "default", "--input", adapter, "--output", target],
             env=self._environment(self.musubi / "src"),
             check=True,
             stderr=subprocess.DEVNULL,
