@@ -172,9 +172,14 @@ class Workplace:
         log = folder / "log.txt"
         # Not splitlines(): a line of a child may hold other separators than the newline between two log lines.
         lines = log.read_text(encoding="utf-8").split("\n")[:-1] if log.exists() else []
-        error = "" if host.returncode == 0 else host.stderr.strip().rpartition("\n")[2] or f"exit {host.returncode}"
+        kept = folder.rename(self._gone(name))
+        error = ""
+        if host.returncode != 0:
+            what = host.stderr.strip().rpartition("\n")[2]
+            # The command is in the log; it would fill the screen here.
+            error = f"{re.sub('Command .* returned', 'a command returned', what)} (log: {kept / 'log.txt'})"
         print(error or f"{seconds:.1f} s", flush=True)
-        return Run(name, folder.rename(self._gone(name)), host.stdout.strip(), error, seconds, lines)
+        return Run(name, kept, host.stdout.strip(), error, seconds, lines)
 
     def _environment(self, *python_path: Path) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(CHANGES_THE_RUN)}
@@ -322,7 +327,7 @@ def compare_runs(report: Report, original: Run, ours: Run) -> None:
     """Everything that a user of the library can see."""
     print(f"\n{ours.name} / {original.name}")
     if original.error or ours.error:
-        report.say("train() comes to its end", same=False, detail=f"original: {original.error} ours: {ours.error}")
+        report.say("train() comes to its end", same=False, detail=original.error or ours.error)
         return
     report.say("path that train() returns", same=original.returned == ours.returned, detail=ours.returned)
     argv, our_argv = commands(repaired(original.lines)), commands(ours.lines)
@@ -342,7 +347,7 @@ def compare_adapter(report: Report, place: Workplace, default: Run, original: Ru
     """An adapter in diffusers' naming: the original trains without it, ours must train as with the default naming."""
     print("\nadapter in diffusers' naming")
     if original.error or ours.error:
-        report.say("train() comes to its end", same=False, detail=f"original: {original.error} ours: {ours.error}")
+        report.say("train() comes to its end", same=False, detail=original.error or ours.error)
         return
     given = place.small / "models" / DIFFUSERS_ADAPTER
     modules = sum(name.endswith("lora_A.weight") for name in read_safetensors(given)[0])
