@@ -1,0 +1,54 @@
+"""Fixtures: workspaces with a stand-in tuner and a loopback server, and the original to compare with."""
+
+import os
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+from harness.library import OURS, Bench, Library, Workspace, original
+from harness.server import Server, serving
+
+
+@pytest.fixture(scope="session")
+def the_original(request: pytest.FixtureRequest) -> Library:
+    return original(Path(request.config.cache.mkdir("original")))
+
+
+@pytest.fixture
+def bench(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Bench]:
+    bench = Bench(tmp_path, cache(lambda: request.getfixturevalue("the_original")))
+    with bench.stack:
+        yield bench
+
+
+@pytest.fixture
+def ours() -> Library:
+    return OURS
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with serving() as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loopback is asked directly, whatever this machine is set to."""
+    for name in os.environ:
+        if name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """For tests in this process: the stand-in accelerate is importable here and in children."""
+    workspace = Workspace.make(tmp_path / "work", server)
+    site = str(tmp_path / "work/site")
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.setenv("PYTHONPATH", site)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "accelerate"]:
+        monkeypatch.delitem(sys.modules, name)
+    return workspace

@@ -1,0 +1,232 @@
+"""A folder shaped like a Musubi Tuner clone, and an accelerate, whose programs note how they were called.
+
+Nothing of Musubi Tuner is in them: they write a line to `calls.jsonl` and then do what the test told their step to.
+"""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+LATENTS = "zimage_cache_latents.py"
+TEXT = "zimage_cache_text_encoder_outputs.py"
+TRAIN = "zimage_train_network.py"
+CONVERT = "src/musubi_tuner/networks/convert_z_image_lora_to_comfy.py"
+
+LORA = b"trained weights"
+CONVERTED = b"converted weights"
+
+_PROGRAM = '''\
+import json, os, signal, sys, time
+
+ROOT, STEP = {root!r}, {step!r}
+
+
+def option(name):
+    return sys.argv[sys.argv.index(name) + 1]
+
+
+def note(**record):
+    with open(os.path.join(ROOT, "calls.jsonl"), "a") as calls:
+        calls.write(json.dumps(record) + "\\n")
+
+
+def note_pid():
+    path = os.path.join(ROOT, "pids", str(os.getpid()))
+    with open(path + ".new", "w"):
+        os.rename(path + ".new", path)
+
+
+def output_path():
+{output_path}
+
+
+def hang():
+    signal.alarm(120)
+    note_pid()
+    while True:
+        signal.pause()
+
+
+def spawn(ignore=(), setsid=False, daemon=False):
+    if os.fork():
+        return
+    if setsid:
+        os.setsid()
+    if daemon and os.fork():
+        os._exit(0)
+    for name in ignore:
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    hang()
+
+
+note(step=STEP, argv=sys.argv, command=sys.orig_argv, cwd=os.getcwd(), env=dict(os.environ))
+with open(os.path.join(ROOT, "behaviour.json")) as file:
+    actions = json.load(file).get(STEP, [["write"]])
+for action, *args in actions:
+    if action == "say":
+        os.write(1, args[0].encode("latin-1"))
+    elif action == "say_on_stderr":
+        os.write(2, args[0].encode("latin-1"))
+    elif action == "write":
+        path = output_path()
+        if path:
+            with open(path, "wb") as file:
+                file.write(args[0].encode("latin-1") if args else {content!r})
+    elif action == "await":
+        deadline = time.monotonic() + 30
+        while not os.path.exists(args[0]):
+            if time.monotonic() > deadline:
+                sys.exit(9)
+            time.sleep(0.01)
+    elif action == "spawn":
+        spawn(**args[0])
+    elif action == "hang":
+        hang()
+    elif action == "exit":
+        sys.exit(args[0])
+    elif action == "signal":
+        os.kill(os.getpid(), args[0])
+'''
+
+_NO_OUTPUT = "    return None"
+_TRAIN_OUTPUT = '    return os.path.join(option("--output_dir"), option("--output_name") + ".safetensors")'
+_CONVERT_BY_FLAGS = """\
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model_path", required=True)
+    parser.add_argument("--output_path", required=True)
+    return parser.parse_args().output_path"""
+_CONVERT_BY_POSITION = """\
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("src_path")
+    parser.add_argument("dst_path")
+    return parser.parse_args().dst_path"""
+
+_LAUNCH = '''\
+import os, sys
+
+
+def main():
+    words = sys.argv[1:]
+    while words and words[0].startswith("--"):
+        del words[:2]
+    env = dict(os.environ, ACCELERATE_MIXED_PRECISION="bf16")
+    code = os.spawnve(os.P_WAIT, sys.executable, [sys.executable, *words], env)
+    if code:
+        raise RuntimeError(f"{words} ended with {code}")
+
+
+if __name__ == "__main__":
+    main()
+'''
+
+_ACCELERATE = """\
+import os
+
+with open({imports!r}, "a") as imports:
+    imports.write(str(os.getpid()) + chr(10))
+"""
+
+
+class StubTuner:
+    """A stand-in for a clone. `actions` of a step (its script's file name) are what its program does, in order:
+
+    `["say", text]` (latin-1), `["say_on_stderr", text]`, `["write"]` or `["write", text]` the step's output, `["await", path]`
+    until it exists, `["spawn", {"ignore": [signals], "setsid": bool, "daemon": bool}]` a process that never ends,
+    `["hang"]`, `["exit", code]`, `["signal", number]`.
+    """
+
+    def __init__(self, root: Path, *, convert_by_flags: bool = True, version: str = "0.2.15") -> None:
+        self.root = root
+        self.actions: dict[str, list[list[Any]]] = {}
+        self.pids_folder = root / "pids"
+        (root / "src/musubi_tuner/networks").mkdir(parents=True)
+        (root / "src/musubi_tuner/__init__.py").touch()
+        self.pids_folder.mkdir()
+        (root / "pyproject.toml").write_text(f'[project]\nname = "musubi-tuner"\nversion = "{version}"\n')
+        self.add(LATENTS, _NO_OUTPUT)
+        self.add(TEXT, _NO_OUTPUT)
+        self.add(TRAIN, _TRAIN_OUTPUT, LORA)
+        self.add_converter(by_flags=convert_by_flags)
+        self._save()
+
+    def add(self, script: str, output_path: str, content: bytes = b"") -> None:
+        program = _PROGRAM.format(
+            root=str(self.root), step=Path(script).name, output_path=output_path, content=content
+        )
+        (self.root / script).write_text(program, encoding="utf-8")
+
+    def add_converter(self, *, by_flags: bool) -> None:
+        self.add(CONVERT, _CONVERT_BY_FLAGS if by_flags else _CONVERT_BY_POSITION, CONVERTED)
+
+    def does(self, script: str, *actions: list[Any]) -> None:
+        self.actions[Path(script).name] = list(actions)
+        self._save()
+
+    def _save(self) -> None:
+        (self.root / "behaviour.json").write_text(json.dumps(self.actions))
+
+    def calls(self) -> list[dict[str, Any]]:
+        path = self.root / "calls.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def pids(self) -> list[int]:
+        """Of the processes that hang."""
+        return [int(path.name) for path in self.pids_folder.iterdir() if path.name.isdigit()]
+
+    def wait_for_pids(self, count: int, seconds: float = 30) -> list[int]:
+        assert wait_until(lambda: len(self.pids()) >= count, seconds), f"{count} processes expected: {self.pids()}"
+        return self.pids()
+
+
+def install_accelerate(folder: Path) -> Path:
+    """Puts an accelerate into `folder`; returns the file in which every process that imports it leaves its id."""
+    imports = folder / "imported-by"
+    commands = folder / "accelerate/commands"
+    commands.mkdir(parents=True)
+    (folder / "accelerate/__init__.py").write_text(_ACCELERATE.format(imports=str(imports)))
+    (commands / "__init__.py").touch()
+    (commands / "launch.py").write_text(_LAUNCH)
+    return imports
+
+
+def install_accelerate_program(folder: Path, python: str, marker: Path) -> None:
+    """An `accelerate` for PATH, as pip writes it; leaves `marker` when it runs."""
+    folder.mkdir(exist_ok=True)
+    program = folder / "accelerate"
+    program.write_text(
+        f"#!{python}\nimport sys\nopen({str(marker)!r}, 'w').close()\n"
+        "del sys.argv[1]\nfrom accelerate.commands.launch import main\nmain()\n"
+    )
+    program.chmod(0o755)
+
+
+def wait_until(condition: Any, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def is_running(pid: int) -> bool:
+    """Not ended; a zombie has ended (where process 1 does not reap, orphans stay so)."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state not in "ZX"
+
+
+def end(pids: list[int]) -> None:
+    for pid in pids:
+        try:
+            os.kill(pid, 9)
+        except ProcessLookupError:
+            continue
