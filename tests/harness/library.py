@@ -70,7 +70,7 @@ def _check(command: list[str]) -> None:
         )
 
 
-@dataclass
+@dataclass(repr=False)
 class Run:
     """What happened, with the workspace's own names taken out: `<work>`, `<server>`, `<python>`."""
 
@@ -83,7 +83,8 @@ class Run:
     files: dict[str, str]
     output: str
     workspace: "Workspace"
-    on_callers_thread: bool
+    threads: set[str]
+    """Those that log records came from."""
 
     def logged(self, part: str, level: str | None = None) -> list[str]:
         return [message for name, message in self.log if part in message and level in (None, name)]
@@ -96,7 +97,7 @@ class Run:
         return self
 
 
-@dataclass
+@dataclass(repr=False)
 class Workspace:
     """The folders, weights, zip, server and tuner of one scenario; change what you like before the run."""
 
@@ -222,7 +223,7 @@ class Running:
     def output(self) -> str:
         return (self.notes / "output").read_text(errors="replace")
 
-    def log(self) -> list[tuple[str, str, bool]]:
+    def log(self) -> list[tuple[str, str, str]]:
         path = self.notes / "log"
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         return [tuple(json.loads(line)) for line in lines]
@@ -250,7 +251,7 @@ class Running:
             files=self.workspace.files(),
             output=plain(self.output),
             workspace=self.workspace,
-            on_callers_thread=all(on_it for *_, on_it in log),
+            threads={thread for *_, thread in log},
         )
 
 

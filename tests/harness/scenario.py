@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import sys
-import threading
 import traceback
 from typing import Any
 
@@ -75,10 +74,9 @@ class _Notes(logging.Handler):
     def __init__(self, path: str) -> None:
         super().__init__()
         self.file = open(path, "w", encoding="utf-8", buffering=1)  # noqa: SIM115
-        self.caller = threading.get_ident()
 
     def emit(self, record: logging.LogRecord) -> None:
-        note = [record.levelname, record.getMessage(), record.thread == self.caller]
+        note = [record.levelname, record.getMessage(), record.threadName]
         self.file.write(json.dumps(note) + "\n")
 
 

@@ -17,7 +17,7 @@ CONVERT = "src/musubi_tuner/networks/convert_z_image_lora_to_comfy.py"
 LORA = b"trained weights"
 CONVERTED = b"converted weights"
 
-_PROGRAM = '''\
+_PROGRAM = """\
 import json, os, signal, sys, time
 
 ROOT, STEP = {root!r}, {step!r}
@@ -88,7 +88,7 @@ for action, *args in actions:
         sys.exit(args[0])
     elif action == "signal":
         os.kill(os.getpid(), args[0])
-'''
+"""
 
 _NO_OUTPUT = "    return None"
 _TRAIN_OUTPUT = '    return os.path.join(option("--output_dir"), option("--output_name") + ".safetensors")'
@@ -107,7 +107,7 @@ _CONVERT_BY_POSITION = """\
     parser.add_argument("dst_path")
     return parser.parse_args().dst_path"""
 
-_LAUNCH = '''\
+_LAUNCH = """\
 import os, sys
 
 
@@ -123,7 +123,7 @@ def main():
 
 if __name__ == "__main__":
     main()
-'''
+"""
 
 _ACCELERATE = """\
 import os
@@ -156,9 +156,7 @@ class StubTuner:
         self._save()
 
     def add(self, script: str, output_path: str, content: bytes = b"") -> None:
-        program = _PROGRAM.format(
-            root=str(self.root), step=Path(script).name, output_path=output_path, content=content
-        )
+        program = _PROGRAM.format(root=str(self.root), step=Path(script).name, output_path=output_path, content=content)
         (self.root / script).write_text(program, encoding="utf-8")
 
     def add_converter(self, *, by_flags: bool) -> None:
