@@ -47,7 +47,8 @@ def workspace(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -
     """For tests in this process: the stand-in accelerate is importable here and in children."""
     workspace = Workspace.make(tmp_path / "work", server)
     site = str(tmp_path / "work/site")
-    monkeypatch.syspath_prepend(site)
+    # Not first: the first entry is this program's script's folder, which children do not have.
+    monkeypatch.setattr(sys, "path", [sys.path[0], site, *sys.path[1:]])
     monkeypatch.setenv("PYTHONPATH", site)
     for name in [name for name in sys.modules if name.partition(".")[0] == "accelerate"]:
         monkeypatch.delitem(sys.modules, name)

@@ -25,8 +25,9 @@ def from_the_launchers_flags_on(command: str | list[str] | None) -> Any:
 
 
 def without_our_variables(env: dict[str, str]) -> dict[str, str]:
-    """Rule: children of ours write unbuffered and find `musubi_tuner` in a bare clone."""
-    return {name: value for name, value in env.items() if name not in ("PYTHONUNBUFFERED", "PYTHONPATH")}
+    """Rule: children of ours write unbuffered and in UTF-8, and find `musubi_tuner` in a bare clone."""
+    ours = ("PYTHONUNBUFFERED", "PYTHONIOENCODING", "PYTHONPATH")
+    return {name: value for name, value in env.items() if name not in ours}
 
 
 def lines_not_said(theirs: list[tuple[str, str]], ours: list[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -42,7 +43,7 @@ class May:
     own_words: bool = False
     """The contract fixes the type of this error, not its text."""
     starts_alike: bool = False
-    """The contract fixes how this message begins."""
+    """The contract fixes how this message begins; and accelerate is not imported, so nothing caused its absence."""
     know_first: bool = False
     """What can be checked first is checked first: nothing was run, fetched or written when it fails."""
     keep_the_old_dataset: bool = False
@@ -67,7 +68,7 @@ def facts(error: dict[str, Any] | None, may: May) -> dict[str, Any] | None:
     return {
         "type": error["type"],
         "message": message,
-        "cause": error["cause"],
+        "cause": None if may.starts_alike else error["cause"],
         "returncode": error["returncode"],
         "cmd": from_the_launchers_flags_on(error["cmd"]),
         "requests.RequestException": error["is_request_exception"],
@@ -574,7 +575,7 @@ def construct_without_tuner(work: Work):
 
 
 def construct_wrongly(work: Work):
-    from musubitraining.main import MusubiTraining, Models
+    from musubitraining.main import Models, MusubiTraining
 
     some = work.arguments()
     some.pop("absolute_path_output")

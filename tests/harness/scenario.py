@@ -4,6 +4,7 @@
 """
 
 import __future__
+
 import json
 import logging
 import os
