@@ -833,3 +833,55 @@ def mock_that_raises(work: Work):
 )
 def test_subclasses_and_mocks(bench: Bench, case: Case) -> None:
     check(bench, case)
+
+
+# ---- introspection ----------------------------------------------------------------------------------------------
+
+
+def signatures(work: Work):
+    import inspect
+
+    from musubitraining.main import Models, MusubiTraining
+
+    def shape(function):
+        return [
+            [parameter.name, parameter.kind.name, repr(parameter.default)]
+            for parameter in inspect.signature(function).parameters.values()
+            if parameter.name != "self"
+        ]
+
+    names = [name for name in vars(MusubiTraining) if inspect.isroutine(getattr(MusubiTraining, name))]
+    methods = [name for name in names if name == "train" or (name.startswith("_") and not name.startswith("__"))]
+    return {
+        "MusubiTraining": shape(MusubiTraining),
+        "Models": shape(Models),
+        **{name: shape(getattr(MusubiTraining, name)) for name in sorted(methods)},
+    }
+
+
+def models(work: Work):
+    import copy
+    import dataclasses
+    import pickle
+
+    from musubitraining.main import Models
+
+    one = Models(DiT="x")
+    match one:
+        case Models(a, b, DiT=c):
+            matched = [a, b, c]
+    return [
+        [[field.name, str(field.type), field.default] for field in dataclasses.fields(Models)],
+        dataclasses.asdict(one),
+        vars(one),
+        repr(one),
+        [one == Models(), one == copy.copy(one), one == pickle.loads(pickle.dumps(one)), one == "x"],
+        [Models.__module__, Models.__qualname__, list(Models.__match_args__), Models.__hash__ is None],
+        repr(dataclasses.replace(one, ae="y")),
+        matched,
+    ]
+
+
+@cases([Case(signatures), Case(models)])
+def test_introspection(bench: Bench, case: Case) -> None:
+    check(bench, case)

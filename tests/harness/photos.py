@@ -14,7 +14,7 @@ def _segment(marker: int, payload: bytes) -> bytes:
 
 
 def jpeg(width: int = 64, height: int = 48, comment: str = "", *, orientation: int | None = None) -> bytes:
-    """A real baseline JPEG, all grey: every 8×8 block is "same as before" and "nothing more", two bits."""
+    """A real baseline JPEG, all grey: every 8x8 block is "same as before" and "nothing more", two bits."""
     blocks = -(-width // 8) * -(-height // 8)
     bits = "00" * blocks
     bits += "1" * (-len(bits) % 8)

@@ -1,6 +1,6 @@
 """Runs one scenario in a process of its own, under either library, and writes down what happened.
 
-`python scenario.py JSON`: only the standard library is imported here, since the original's environment has nothing else.
+`python scenario.py JSON`: imports nothing but the standard library, since the original's environment has nothing else.
 """
 
 import __future__

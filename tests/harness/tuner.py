@@ -136,8 +136,8 @@ with open({imports!r}, "a") as imports:
 class StubTuner:
     """A stand-in for a clone. `actions` of a step (its script's file name) are what its program does, in order:
 
-    `["say", text]` (latin-1), `["say_on_stderr", text]`, `["write"]` or `["write", text]` the step's output, `["await", path]`
-    until it exists, `["spawn", {"ignore": [signals], "setsid": bool, "daemon": bool}]` a process that never ends,
+    `["say", text]` (latin-1), `["say_on_stderr", text]`, `["write"]` or `["write", text]` the step's output,
+    `["await", path]` until it exists, `["spawn", {"ignore": [signals], "setsid": bool, "daemon": bool}]` a process that never ends,
     `["hang"]`, `["exit", code]`, `["signal", number]`.
     """
 
