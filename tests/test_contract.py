@@ -203,7 +203,7 @@ class Extended(MusubiTraining):
 
 def test_attributes_are_plain(workspace: Workspace) -> None:
     given = arguments(workspace)
-    made = trainer(workspace)
+    made = MusubiTraining(**given)
     assert vars(made) == given
     for name, value in given.items():
         assert getattr(made, name) is value
@@ -662,20 +662,22 @@ def test_a_folder_with_a_nul(workspace: Workspace) -> None:
 
 
 def test_models_without_an_attribute(workspace: Workspace) -> None:
+    models = SimpleNamespace(ae=WEIGHTS[0], text_encoder=WEIGHTS[1], DiT=WEIGHTS[2])
     with pytest.raises(AttributeError, match="base_weights"):
-        train(workspace, trainer(workspace, models_for_training=SimpleNamespace(ae="a", text_encoder="b", DiT="c")))
+        train(workspace, trainer(workspace, models_for_training=models))
     assert untouched(workspace)
 
 
 @pytest.mark.parametrize(
     ("word", "expected"),
-    [("", 1), ("one\ntwo", 1), ("word " * 600, 1), ("ohwx man", 0), ("une robe d'été", 0)],
+    [("", 1), ("one\ntwo", 1), (" ".join(["word"] * 600), 1), ("ohwx man", 0), ("une robe d'été", 0)],
     ids=["empty", "with newlines", "too long", "usual", "not ASCII"],
 )
 def test_trigger_words(workspace: Workspace, caplog: pytest.LogCaptureFixture, word: str, expected: int) -> None:
     train(workspace, trigger_word=word)
     assert (workspace.images / "a.txt").read_text(encoding="utf-8") == word
-    assert len([message for message in warnings(caplog) if "trigger_word" in message]) == expected
+    said = [message.replace(str(workspace.root), "") for message in warnings(caplog)]
+    assert len([message for message in said if "trigger_word" in message]) == expected
 
 
 def test_relative_paths_count_from_here(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,8 +124,8 @@ class Workspace:
         workspace.url = server.on("/photos.zip", photo_zip())
         workspace.toml = (
             '[general]\nresolution = [64, 64]\ncaption_extension = ".txt"\nbatch_size = 1\n\n'
-            f'[[datasets]]\nimage_directory = "{workspace.training}/images"\n'
-            f'cache_directory = "{workspace.training}/cache"\n'
+            f"[[datasets]]\nimage_directory = {_toml(workspace.images)}\n"
+            f"cache_directory = {_toml(workspace.training / 'cache')}\n"
         )
         return workspace
 
@@ -180,6 +180,10 @@ class Workspace:
 
     def run(self, library: Library, run: Scenario) -> Run:
         return self.start(library, run).finish()
+
+
+def _toml(path: Path) -> str:
+    return json.dumps(str(path), ensure_ascii=False)
 
 
 def _source(run: Scenario) -> tuple[str, str]:

@@ -137,8 +137,8 @@ class StubTuner:
     """A stand-in for a clone. `actions` of a step (its script's file name) are what its program does, in order:
 
     `["say", text]` (latin-1), `["say_on_stderr", text]`, `["write"]` or `["write", text]` the step's output,
-    `["await", path]` until it exists, `["spawn", {"ignore": [signals], "setsid": bool, "daemon": bool}]` a process that never ends,
-    `["hang"]`, `["exit", code]`, `["signal", number]`.
+    `["await", path]` until it exists, `["spawn", {"ignore": [signals], "setsid": bool, "daemon": bool}]` a process
+    that never ends, `["hang"]`, `["exit", code]`, `["signal", number]`.
     """
 
     def __init__(self, root: Path, *, convert_by_flags: bool = True, version: str = "0.2.15") -> None:
