@@ -50,7 +50,7 @@ pub fn rename(source: &Path, destination: &Path) -> Result<(), Error> {
         ) {
             renamed
                 .entry(format!("{module}.alpha"))
-                .or_insert(Tensor::Alpha(rank as i64));
+                .or_insert(Tensor::Alpha(i64::try_from(rank).unwrap_or(i64::MAX)));
         }
         renamed.insert(name, Tensor::Stored(tensor));
     }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use pyo3::exceptions::{PyFileNotFoundError, PyOSError, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyType};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -70,7 +71,7 @@ impl From<Error> for PyErr {
             Error::Unusable(_) | Error::Cancelled => PyRuntimeError::new_err(message),
             Error::BadZip(_) => Python::attach(|py| bad_zip_file(py, message)),
             Error::Download { failure, .. } => {
-                Python::attach(|py| download_error(py, failure, message))
+                Python::attach(|py| download_error(py, failure, &message))
             }
             Error::Io {
                 action,
@@ -105,34 +106,36 @@ pyo3::create_exception!(
 );
 
 /// A [`DownloadError`] that `except requests.RequestException` also catches, where `requests` is importable.
-fn download_error(py: Python<'_>, failure: DownloadFailure, message: String) -> PyErr {
+fn download_error(py: Python<'_>, failure: DownloadFailure, message: &str) -> PyErr {
+    beside_requests(py, failure, message).unwrap_or_else(|error| error)
+}
+
+fn beside_requests(py: Python<'_>, failure: DownloadFailure, message: &str) -> PyResult<PyErr> {
     let (sibling, status) = match failure {
         DownloadFailure::Status(status) => ("HTTPError", Some(status)),
         DownloadFailure::Connection => ("ConnectionError", None),
         DownloadFailure::Timeout => ("Timeout", None),
     };
-    let build = || -> PyResult<PyErr> {
-        let base = py.get_type::<DownloadError>();
-        let exception = match py.import("requests") {
-            Ok(requests) => {
-                let bases = (&base, requests.getattr(sibling)?);
-                let namespace = pyo3::types::PyDict::new(py);
-                namespace.set_item("__module__", "musubitraining")?;
-                let kind = py
-                    .get_type::<pyo3::types::PyType>()
-                    .call1((sibling, bases, namespace))?;
-                let exception = kind.call1((&message,))?;
-                if let Some(status) = status {
-                    let response = requests.getattr("Response")?.call0()?;
-                    response.setattr("status_code", status)?;
-                    exception.setattr("response", response)?;
-                }
-                exception
+    let base = py.get_type::<DownloadError>();
+    let exception = match py.import("requests") {
+        Ok(requests) => {
+            let namespace = PyDict::new(py);
+            namespace.set_item("__module__", "musubitraining")?;
+            let bases = (&base, requests.getattr(sibling)?);
+            let exception = py
+                .get_type::<PyType>()
+                .call1((sibling, bases, namespace))?
+                .call1((message,))?;
+            if let Some(status) = status {
+                // Callers look at `error.response.status_code`.
+                let response = requests.getattr("Response")?.call0()?;
+                response.setattr("status_code", status)?;
+                exception.setattr("response", response)?;
             }
-            Err(_) => base.call1((&message,))?,
-        };
-        exception.setattr("status", status)?;
-        Ok(PyErr::from_value(exception))
+            exception
+        }
+        Err(_) => base.call1((message,))?,
     };
-    build().unwrap_or_else(|error| error)
+    exception.setattr("status", status)?;
+    Ok(PyErr::from_value(exception))
 }

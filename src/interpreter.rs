@@ -26,8 +26,7 @@ pub fn executable(py: Python<'_>) -> PyResult<OsString> {
     })
 }
 
-/// Whether the interpreter can import the top-level package `name`, from its environment rather than from the folder
-/// of this program's script.
+/// Whether the interpreter can import the top-level package `name`.
 ///
 /// What `sys.modules` says of `name` counts first, as it does for an `import`. An interpreter that is not this one
 /// (`sys.executable` was assigned) is asked; where it does not answer, this one's word stands.
@@ -46,17 +45,21 @@ pub fn can_import(py: Python<'_>, name: &str) -> PyResult<bool> {
     {
         return Ok(answer);
     }
-    let Ok(spec) = py
-        .import("importlib.util")?
-        .call_method1("find_spec", (name,))
-    else {
-        return Ok(false);
-    };
-    Ok(!spec.is_none() && !lies_beside_the_script(&sys, &spec)?)
+    Ok(find_spec(py, name).is_some())
 }
 
-/// Whether a package was found only because it lies where this program's script does: a child has another script.
-fn lies_beside_the_script(sys: &Bound<'_, PyModule>, spec: &Bound<'_, PyAny>) -> PyResult<bool> {
+fn find_spec<'py>(py: Python<'py>, name: &str) -> Option<Bound<'py, PyAny>> {
+    let util = py.import("importlib.util").ok()?;
+    let spec = util.call_method1("find_spec", (name,)).ok()?;
+    (!spec.is_none()).then_some(spec)
+}
+
+/// Whether a package is found only because it lies where this program's script does: a child has another script.
+fn lies_beside_the_script(py: Python<'_>, name: &str) -> PyResult<bool> {
+    let Some(spec) = find_spec(py, name) else {
+        return Ok(false);
+    };
+    let sys = py.import("sys")?;
     let script_folder: String = sys
         .getattr("path")?
         .get_item(0)
@@ -120,7 +123,10 @@ pub fn environment(py: Python<'_>, clone_source: &Path) -> PyResult<Vec<(OsStrin
     let given = entries
         .iter()
         .any(|entry| entry.join("musubi_tuner").is_dir());
-    if clone_source.join("musubi_tuner").is_dir() && !given && !can_import(py, "musubi_tuner")? {
+    if clone_source.join("musubi_tuner").is_dir()
+        && !given
+        && (!can_import(py, "musubi_tuner")? || lies_beside_the_script(py, "musubi_tuner")?)
+    {
         // A folder whose name holds the separator cannot be led with; the child then says that the module is missing.
         if let Ok(led) = env::join_paths(std::iter::once(clone_source.to_owned()).chain(entries)) {
             environment.retain(|(name, _)| name != "PYTHONPATH");

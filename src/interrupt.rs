@@ -53,19 +53,19 @@ where
 /// Hears the worker out. Takes the receiver, so that a worker waiting to be heard is let go on every way out.
 fn listen<M: Send>(
     py: Python<'_>,
-    mut receiver: Receiver<M>,
+    mut messages: Receiver<M>,
     on_message: &mut impl FnMut(Python<'_>, M) -> PyResult<()>,
 ) -> PyResult<()> {
     loop {
-        let received;
-        (receiver, received) = py.detach(move || {
-            let received = receiver.recv_timeout(SIGNAL_POLL);
-            (receiver, received)
+        let next;
+        (messages, next) = py.detach(move || {
+            let next = messages.recv_timeout(SIGNAL_POLL);
+            (messages, next)
         });
-        match received {
+        match next {
             Ok(message) => {
                 on_message(py, message)?;
-                for message in receiver.try_iter().take(MESSAGES_WAITING) {
+                for message in messages.try_iter().take(MESSAGES_WAITING) {
                     on_message(py, message)?;
                 }
             }

@@ -7,8 +7,10 @@ pub mod disk;
 pub mod error;
 pub mod interpreter;
 pub mod interrupt;
+pub mod models;
 pub mod process;
 pub mod task;
+pub mod trainer;
 pub mod tuner;
 pub mod weights;
 
@@ -16,6 +18,17 @@ use pyo3::prelude::*;
 
 #[pymodule]
 mod _native {
+    use pyo3::prelude::*;
+
     #[pymodule_export]
     use crate::error::DownloadError;
+    #[pymodule_export]
+    use crate::trainer::MusubiTraining;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        let py = module.py();
+        module.add("Models", crate::models::dataclass(py)?)?;
+        crate::trainer::install_methods(py)
+    }
 }

@@ -44,7 +44,9 @@ impl Cancel {
             std::mem::take(&mut state.hooks)
         };
         self.0.1.notify_all();
-        hooks.into_iter().for_each(|hook| hook());
+        for hook in hooks {
+            hook();
+        }
     }
 
     #[must_use]

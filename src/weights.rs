@@ -154,7 +154,7 @@ mod tests {
         for length in 0..whole.len() {
             match inspected("cut", &whole[..length]) {
                 Ok(Weights::Unrecognised(_)) => {
-                    assert!(length <= 8, "{length} bytes were let through")
+                    assert!(length <= 8, "{length} bytes were let through");
                 }
                 Ok(Weights::Whole(_)) => panic!("{length} bytes pass for whole"),
                 Err(error) => assert!(

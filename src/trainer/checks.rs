@@ -1,0 +1,193 @@
+//! What can be known before anything is deleted or fetched.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::prelude::*;
+use pyo3::types::PyString;
+
+use super::{MusubiTraining, absolute, clone_of, is_replaced, path_of, weights_of};
+use crate::error::Error;
+use crate::tuner::Clone;
+use crate::weights::{self, Weights};
+use crate::{adapter, config, disk, interpreter};
+
+/// The file in the training folder that an adapter is renamed into.
+pub const RENAMED_ADAPTER: &str = "base_weights_musubi.safetensors";
+
+/// Less than this and a run may end on a full disk: the LoRA in fp32 has 140 MB, its converted form as many, and
+/// the photos and caches come on top.
+const LITTLE_SPACE_BYTES: u64 = 500_000_000;
+
+/// The steps that will run, and that this class itself defines: whoever replaces one may need nothing of the rest.
+pub struct Steps {
+    pub pre_cache: bool,
+    pub launch_training: bool,
+    pub convert_for_comfyui: bool,
+}
+
+/// # Errors
+/// [`Error::Missing`].
+pub fn exists(what: &'static str, path: &Path) -> Result<(), Error> {
+    if path.exists() {
+        Ok(())
+    } else {
+        Err(Error::Missing {
+            what,
+            path: path.to_owned(),
+        })
+    }
+}
+
+/// Whether `_prepare_dataset` may accept this TOML; false only when it is ours and the text does not parse.
+pub fn toml_may_pass(
+    slf: &Bound<'_, MusubiTraining>,
+    content: &Bound<'_, PyAny>,
+) -> PyResult<bool> {
+    if is_replaced(slf, "_prepare_dataset")? || is_replaced(slf, "_validate_toml_str")? {
+        return Ok(true);
+    }
+    Ok(content
+        .cast::<PyString>()
+        .is_ok_and(|text| text.to_str().is_ok_and(|text| config::parse(text).is_ok())))
+}
+
+/// All checks of all steps; returns what is odd but no proof of a failure.
+pub fn everything(slf: &Bound<'_, MusubiTraining>, steps: &Steps) -> PyResult<Vec<String>> {
+    let mut warnings = BTreeSet::new();
+    if steps.pre_cache {
+        warnings.extend(pre_cache(slf)?);
+    }
+    if steps.launch_training {
+        warnings.extend(launch_training(slf)?);
+    }
+    if steps.convert_for_comfyui {
+        conversion_script(slf)?;
+    }
+    let mut folders = Vec::new();
+    if !is_replaced(slf, "_prepare_dataset")? {
+        folders.push("absolute_path_training_folder");
+    }
+    if steps.launch_training {
+        folders.push("absolute_path_output");
+    }
+    for attribute in folders {
+        warnings.extend(space(&absolute(&path_of(slf, attribute)?)?)?);
+    }
+    Ok(warnings.into_iter().collect())
+}
+
+/// What `_pre_cache` needs.
+pub fn pre_cache(slf: &Bound<'_, MusubiTraining>) -> PyResult<Vec<String>> {
+    let clone = clone_of(slf)?;
+    exists("Musubi script not found", &clone.latents_script())?;
+    exists("Musubi script not found", &clone.text_encoder_script())?;
+    let vae = weights_of(slf, "ae")?;
+    let text_encoder = weights_of(slf, "text_encoder")?;
+    exists("VAE weights not found", &vae)?;
+    exists("Text encoder weights not found", &text_encoder)?;
+    Ok(recognise([vae, text_encoder])?)
+}
+
+/// What `_launch_training` needs.
+pub fn launch_training(slf: &Bound<'_, MusubiTraining>) -> PyResult<Vec<String>> {
+    if !interpreter::can_import(slf.py(), "accelerate")? {
+        return Err(PyRuntimeError::new_err(format!(
+            "Missing dependency: `accelerate`. The training is started with it by {}, which cannot find it: run \
+             `{0} -m pip install accelerate`.",
+            interpreter::executable(slf.py())?.display()
+        )));
+    }
+    exists(
+        "Musubi training script not found",
+        &clone_of(slf)?.training_script(),
+    )?;
+    let fields = ["DiT", "ae", "text_encoder", "base_weights"];
+    let files = fields
+        .into_iter()
+        .map(|field| weights_of(slf, field))
+        .collect::<PyResult<Vec<_>>>()?;
+    for file in &files {
+        exists("Model weights not found", file)?;
+    }
+    Ok(recognise(files)?)
+}
+
+/// What `_convert_for_comfyui` needs besides the LoRA.
+pub fn conversion_script(slf: &Bound<'_, MusubiTraining>) -> PyResult<()> {
+    Ok(exists(
+        "Conversion script not found",
+        &clone_of(slf)?.conversion_script(),
+    )?)
+}
+
+/// What is odd about weights; an error when they are certainly none.
+fn recognise(files: impl IntoIterator<Item = PathBuf>) -> Result<Vec<String>, Error> {
+    let mut warnings = Vec::new();
+    for file in files {
+        if let Weights::Unrecognised(why) = weights::inspect(&file)? {
+            warnings.push(format!(
+                "{} does not look like weights: {why}. Expected a safetensors file; going on, the tuner will judge.",
+                file.display()
+            ));
+        }
+    }
+    Ok(warnings)
+}
+
+/// Whether this adapter is in a naming of which this clone merges nothing, without an error.
+pub fn is_merged_in_vain(adapter: &Path, clone: &Clone) -> Result<bool, Error> {
+    match weights::inspect(adapter)? {
+        Weights::Whole(metadata) => Ok(
+            adapter::is_in_diffusers_naming(&metadata) && clone.ignores_diffusers_base_weights()
+        ),
+        Weights::Unrecognised(_) => Ok(false),
+    }
+}
+
+/// The disk that a folder is or will be on.
+fn space(folder: &Path) -> Result<Option<String>, Error> {
+    let Some(existing) = folder.ancestors().find(|folder| folder.exists()) else {
+        return Ok(None);
+    };
+    let free_bytes = disk::free_bytes(existing)?;
+    if free_bytes == 0 {
+        return Err(Error::Io {
+            action: "write into",
+            path: folder.to_owned(),
+            source: std::io::Error::from_raw_os_error(libc::ENOSPC),
+        });
+    }
+    Ok((free_bytes < LITTLE_SPACE_BYTES).then(|| {
+        format!(
+            "the disk of {} has {} MB free: a LoRA and its converted form need about 300 MB, photos and caches more. \
+             Free some space.",
+            folder.display(),
+            free_bytes / 1_000_000
+        )
+    }))
+}
+
+/// Warnings about a dataset TOML that parses but cannot train.
+///
+/// # Errors
+/// `ValueError` when the caches would go where the tuner cannot find them again.
+pub fn dataset_toml(text: &str, training_folder: &Path) -> PyResult<Vec<String>> {
+    let Ok(config) = config::parse(text) else {
+        return Ok(Vec::new());
+    };
+    let folder = absolute(training_folder)?;
+    let mut caches = config.cache_directories();
+    if caches.is_empty() {
+        caches.push(folder.join("cache").to_string_lossy().into_owned());
+    }
+    if let Some(cache) = caches.iter().find(|cache| cache.contains(['[', '*', '?'])) {
+        return Err(Error::InvalidValue(format!(
+            "the cache folder {cache:?} has a '[', '*' or '?' in its path, which Musubi Tuner takes for a pattern: its \
+             training would find no caches there. Choose a folder without these characters."
+        ))
+        .into());
+    }
+    Ok(config.warnings(&folder.join("images")))
+}

@@ -1,0 +1,45 @@
+//! Whether a step has written its file, told from a file of an earlier run under the same name.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use crate::error::Error;
+use crate::weights;
+
+/// What was at a path before a step ran.
+pub struct Before(Option<Identity>);
+
+/// Changes whenever a file is written or replaced; the change time cannot be set from outside.
+type Identity = (u64, u64, u64, i64, i64);
+
+impl Before {
+    pub fn look(path: &Path) -> Self {
+        Self(identity(path))
+    }
+
+    /// # Errors
+    /// [`Error::Missing`] with `what` when the step has left nothing at `path`, or what was there before;
+    /// [`Error::Unusable`] when what it has left is cut.
+    pub fn written_since(&self, what: &'static str, path: &Path) -> Result<(), Error> {
+        let now = identity(path);
+        if now.is_none() || now == self.0 {
+            return Err(Error::Missing {
+                what,
+                path: path.to_owned(),
+            });
+        }
+        weights::inspect(path).map(drop)
+    }
+}
+
+fn identity(path: &Path) -> Option<Identity> {
+    let found = fs::metadata(path).ok()?;
+    Some((
+        found.dev(),
+        found.ino(),
+        found.size(),
+        found.ctime(),
+        found.ctime_nsec(),
+    ))
+}
