@@ -1,0 +1,241 @@
+"""The native half of `musubitraining`."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+_Path = str | os.PathLike[str]
+
+class DownloadError(OSError):
+    """The zip of photos could not be had.
+
+    Where `requests` is importable, `except requests.RequestException` catches it too (as `requests.HTTPError`,
+    `requests.ConnectionError` or `requests.Timeout`).
+
+    Attributes:
+        status: the HTTP status, or None where there was no answer.
+    """
+
+    status: int | None
+
+class GPUMonitor:
+    """The GPUs that the NVIDIA driver reports.
+
+    Attributes:
+        gpu_count: how many there are.
+        gpu_name: what `get_gpu_name()` gave at construction.
+
+    Raises:
+        RuntimeError: there is no NVIDIA driver, or it reports no GPU; the message says what to do.
+    """
+
+    gpu_count: int
+    gpu_name: str
+    def __init__(self) -> None: ...
+    def get_gpu_name(
+        self,
+    ) -> Literal["RTX 4090", "RTX 5090", "RTX 6000 Ada", "A40", "H100", "A100", "B200", "H200", "Unknown GPU"]:
+        """Return the label of GPU 0.
+
+        Raises:
+            RuntimeError: there is no NVIDIA driver, or it reports no GPU.
+        """
+
+@dataclass
+class Models:
+    """The names of the weight files inside the models folder.
+
+    The defaults are those of TechTrash_MusubiTraining 0.0.11.
+
+    Attributes:
+        ae: the VAE.
+        text_encoder: Qwen3-4B.
+        DiT: Z-Image itself.
+        base_weights: the training adapter that is merged before training.
+    """
+
+    ae: str = "ae.safetensors"
+    text_encoder: str = "qwen_3_4b.safetensors"
+    DiT: str = "z_image_de_turbo_v1_bf16.safetensors"
+    base_weights: str = "zimage_turbo_training_adapter_v2.safetensors"
+
+class _HasModels(Protocol):
+    ae: str
+    text_encoder: str
+    DiT: str
+    base_weights: str
+
+class MusubiTraining:
+    """Trains photo LoRAs for Z-Image with Musubi Tuner.
+
+    The five arguments are plain attributes that are read when a method runs. A relative path counts from the current
+    folder.
+
+    Args:
+        absolute_path_models: the folder of the weight files; it must exist.
+        models_for_training: their names; any object with the four attributes of `Models` will do.
+        absolute_path_training_folder: where the dataset is built; created when it is needed.
+        absolute_path_output: where the LoRA is written; created at once.
+        absolute_path_musubi_tuner: a clone of Musubi Tuner; it must exist.
+
+    Raises:
+        FileNotFoundError: the models folder or the clone does not exist.
+    """
+
+    absolute_path_models: _Path
+    models_for_training: Models | _HasModels
+    absolute_path_training_folder: _Path
+    absolute_path_output: _Path
+    absolute_path_musubi_tuner: _Path
+
+    def __init__(
+        self,
+        absolute_path_models: _Path,
+        models_for_training: Models | _HasModels,
+        absolute_path_training_folder: _Path,
+        absolute_path_output: _Path,
+        absolute_path_musubi_tuner: _Path,
+    ) -> None: ...
+    def _run_cmd(self, step: str, cmd: Sequence[_Path], *, cwd: _Path) -> None:
+        """Run a command and log every line of its merged stdout and stderr, live.
+
+        The command has no stdin, and its whole process tree ends when this returns or raises, or when this process
+        dies.
+
+        Args:
+            step: what to call it in the log.
+            cmd: program and arguments.
+            cwd: the folder to run it in.
+
+        Raises:
+            subprocess.CalledProcessError: it failed; `returncode` is negative for a signal.
+            OSError: it could not be started.
+        """
+
+    def _validate_toml_str(self, toml_content: str) -> dict[str, Any]:
+        """Parse the dataset TOML, as Python's `tomllib` does.
+
+        Args:
+            toml_content: TOML 1.0.
+
+        Returns:
+            What it says.
+
+        Raises:
+            ValueError: it is no TOML; its `__cause__`, a `tomllib.TOMLDecodeError`, says where.
+        """
+
+    def _prepare_dataset(self, dataset_toml_content: str, images_zip_url: str, trigger_word: str) -> str:
+        """Download the zip of photos and make a ready dataset of it.
+
+        That is `images/` with a caption beside each photo, an empty `cache/`, and `dataset.toml`. The dataset that was
+        there before stays until the new one stands.
+
+        Args:
+            dataset_toml_content: Musubi Tuner's dataset configuration.
+            images_zip_url: where the zip is, http or https.
+            trigger_word: the caption of every photo.
+
+        Returns:
+            The path of `dataset.toml`.
+
+        Raises:
+            ValueError: the TOML does not parse, an argument cannot work, or no photo is left.
+            zipfile.BadZipFile: what came is not a zip.
+            DownloadError: the zip could not be had.
+        """
+
+    def _pre_cache(self, dataset_toml_path: _Path) -> None:
+        """Cache the photos' latents and the captions' text encoder outputs, with Musubi Tuner's two scripts.
+
+        Args:
+            dataset_toml_path: the dataset configuration.
+
+        Raises:
+            FileNotFoundError: the configuration, a script or a weight file does not exist.
+            RuntimeError: a weight file is cut, or something else in its place.
+            subprocess.CalledProcessError: a script failed.
+        """
+
+    def _launch_training(
+        self,
+        dataset_toml_path: _Path,
+        *,
+        output_name: str = "output_lora_model",
+        max_train_steps: int = 2000,
+        seed: int = 42,
+    ) -> str:
+        """Train the LoRA, with `accelerate launch` of Musubi Tuner's script.
+
+        Args:
+            dataset_toml_path: the dataset configuration.
+            output_name: the LoRA's file name without its ending.
+            max_train_steps: optimisation steps, at least 1.
+            seed: of the training's random numbers, 0 to 2**32 - 1.
+
+        Returns:
+            The path of the LoRA that this run has written.
+
+        Raises:
+            FileNotFoundError: something that is needed, or the LoRA after the run, does not exist.
+            RuntimeError: accelerate is missing; a weight file is cut, or something else in its place.
+            ValueError: an argument cannot work.
+            TypeError: an argument is of a type that cannot work.
+            subprocess.CalledProcessError: the training failed.
+        """
+
+    def _convert_for_comfyui(self, model_path: _Path) -> str:
+        """Convert a trained LoRA to the form that ComfyUI loads, with the clone's own script.
+
+        Args:
+            model_path: the trained LoRA.
+
+        Returns:
+            `model_path` with `_comfyui.safetensors` in place of `.safetensors`.
+
+        Raises:
+            FileNotFoundError: the LoRA, the script, or the converted file after the run does not exist.
+            subprocess.CalledProcessError: the script failed.
+        """
+
+    def train(
+        self,
+        dataset_toml_content: str,
+        images_zip_url: str,
+        trigger_word: str,
+        *,
+        use_pre_cache: bool = True,
+        convert_for_comfyui: bool = True,
+        output_name: str = "output_lora_model",
+        max_train_steps: int = 2000,
+        seed: int = 42,
+    ) -> str:
+        """Make a LoRA from a zip of photos: dataset, caches, training, conversion.
+
+        Everything that can be checked beforehand is checked before anything is deleted or fetched. The training values
+        that are no argument here are those of TechTrash_MusubiTraining 0.0.11.
+
+        Args:
+            dataset_toml_content: Musubi Tuner's dataset configuration. Its `image_directory` and `cache_directory` must
+                be `images` and `cache` in the training folder.
+            images_zip_url: where the zip of photos is, http or https.
+            trigger_word: the caption of every photo.
+            use_pre_cache: run the two caching steps.
+            convert_for_comfyui: convert the LoRA for ComfyUI.
+            output_name: the LoRA's file name without its ending (from the original, as are the next two).
+            max_train_steps: optimisation steps, at least 1.
+            seed: of the training's random numbers, 0 to 2**32 - 1.
+
+        Returns:
+            The path of the converted LoRA, or of the trained one with `convert_for_comfyui=False`.
+
+        Raises:
+            ValueError: an argument or the TOML cannot work, or no photo is left.
+            TypeError: an argument is of a type that cannot work.
+            FileNotFoundError: weights, a script, or a file that a step should have written do not exist.
+            RuntimeError: accelerate is missing; a weight file is cut, or something else in its place.
+            DownloadError: the zip could not be had.
+            zipfile.BadZipFile: what came is not a zip.
+            subprocess.CalledProcessError: a step failed.
+        """
