@@ -1,0 +1,62 @@
+# make demo    try it: builds and installs the package, trains a small LoRA on a CPU
+# make test    fresh environment, build, lints, all tests
+# make check   the same in the environment at hand
+# make real    the original and this one with the real Musubi Tuner on a CPU (MUSUBI_TUNER_DIR=/path/to/clone)
+
+PYTHON ?= python3
+VENV := .venv
+DEMO_VENV := .venv-demo
+REAL_VENV := .venv-real
+BIN := $(VENV)/bin
+
+.PHONY: demo test env build check real clean tools
+.DEFAULT_GOAL := demo
+
+tools:
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing: install Python 3.10 or newer (https://www.python.org/downloads, or: apt install python3), or name one with make PYTHON=/path/to/python"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "$(PYTHON) is older than 3.10: name a newer one with make PYTHON=/path/to/python"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot make environments: install its venv module (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
+	@command -v cargo >/dev/null || { echo "cargo is missing: install Rust (https://rustup.rs, or: apt install cargo, 1.88 or newer)"; exit 1; }
+	@command -v cc >/dev/null || { echo "cc is missing: install a C compiler (Debian, Ubuntu: apt install build-essential; macOS: xcode-select --install)"; exit 1; }
+
+demo: tools
+	@test -x $(DEMO_VENV)/bin/python || $(PYTHON) -m venv $(DEMO_VENV)
+	$(DEMO_VENV)/bin/python -m pip install --quiet --disable-pip-version-check '.[demo]'
+	$(DEMO_VENV)/bin/python -m musubitraining.demo
+
+test: tools
+	rm -rf $(VENV)
+	$(MAKE) check
+
+env: tools
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --group dev
+
+build: env
+	$(BIN)/maturin develop --quiet
+
+check: build
+	cargo fmt --check
+	cargo clippy --quiet --all-targets -- --deny warnings
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest musubitraining --allowlist tests/stubtest-allowlist.txt
+	cargo test --quiet
+	$(BIN)/pytest
+
+real: tools
+	@test -n "$(MUSUBI_TUNER_DIR)" || { echo "make real: say where Musubi Tuner lies: make real MUSUBI_TUNER_DIR=/path/to/clone (git clone -b v0.3.4 https://github.com/kohya-ss/musubi-tuner)"; exit 1; }
+	@test -f "$(MUSUBI_TUNER_DIR)/zimage_train_network.py" -a -d "$(MUSUBI_TUNER_DIR)/src/musubi_tuner" || { echo "make real: $(MUSUBI_TUNER_DIR) is no clone of Musubi Tuner: zimage_train_network.py or src/musubi_tuner is missing"; exit 1; }
+	@$(MAKE) --no-print-directory $(REAL_VENV)/ready
+	$(REAL_VENV)/bin/python real/compare.py "$(MUSUBI_TUNER_DIR)" . target/real
+
+# PyTorch and what Musubi Tuner needs with it: some 7 GB, once
+$(REAL_VENV)/ready: real/requirements.txt
+	$(PYTHON) -m venv $(REAL_VENV)
+	$(REAL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+clean:
+	rm -rf $(VENV) $(DEMO_VENV) $(REAL_VENV) target musubitraining-demo
