@@ -8,6 +8,7 @@ pub mod error;
 pub mod interpreter;
 pub mod interrupt;
 pub mod models;
+pub mod plain_class;
 pub mod process;
 pub mod task;
 pub mod trainer;

@@ -6,7 +6,6 @@
 mod arguments;
 mod checks;
 mod freshness;
-mod functions;
 mod log;
 
 use std::cell::Cell;
@@ -22,7 +21,7 @@ use pyo3::types::{IntoPyDict, PyDict, PyList, PyString, PyTuple};
 use crate::error::Error;
 use crate::process::{self, Command};
 use crate::tuner::{self, Clone, Training, WeightFiles};
-use crate::{adapter, config, dataset, interpreter, interrupt};
+use crate::{adapter, config, dataset, interpreter, interrupt, plain_class};
 use arguments::Given;
 use freshness::Before;
 use log::Log;
@@ -95,6 +94,10 @@ impl MusubiTraining {
         }
         let output = path_of(slf, "absolute_path_output")?;
         Ok(fs::create_dir_all(&output).map_err(Error::io("create", &output))?)
+    }
+
+    fn __reduce_ex__<'py>(slf: &Bound<'py, Self>, protocol: i32) -> PyResult<Bound<'py, PyAny>> {
+        plain_class::reduce(slf, protocol)
     }
 
     /// Run a command and log every line of its merged stdout and stderr, live.
@@ -501,7 +504,7 @@ pub fn install_methods(py: Python<'_>) -> PyResult<()> {
     let class = py.get_type::<MusubiTraining>();
     DEFINED
         .get_or_try_init(py, || {
-            functions::install(&class, &METHODS).map(Bound::unbind)
+            plain_class::install(&class, &METHODS).map(Bound::unbind)
         })
         .map(drop)
 }

@@ -1,7 +1,7 @@
-//! The class's methods as Python functions.
+//! What makes a native class behave like a plain Python class.
 //!
-//! `inspect` and `mock`'s autospec treat as methods only what `def` has made: they would show `self` as positional-only
-//! and record calls without it. So each native method stands behind a function of the same signature.
+//! `inspect` and `mock`'s autospec treat as methods only what `def` has made: they would show `self` of a native method
+//! as positional-only and record calls without it. So each native method stands behind a function of the same signature.
 
 use std::ffi::CString;
 
@@ -35,6 +35,16 @@ pub fn install<'py>(class: &Bound<'py, PyAny>, names: &[&str]) -> PyResult<Bound
         functions.set_item(name, function)?;
     }
     Ok(functions)
+}
+
+/// `object.__reduce_ex__`, for a class that keeps everything in the instance's `__dict__`. Protocols 0 and 1 would call
+/// the native class without arguments; 2 makes an instance as Python does.
+///
+/// # Errors
+/// What Python raises.
+pub fn reduce<'py>(instance: &Bound<'py, PyAny>, protocol: i32) -> PyResult<Bound<'py, PyAny>> {
+    let object = instance.py().get_type::<PyAny>();
+    object.call_method1("__reduce_ex__", (instance, protocol.max(2)))
 }
 
 /// `def` of a function that passes everything on, from a signature such as `($self, step, cmd, *, cwd)`.
