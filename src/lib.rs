@@ -5,6 +5,7 @@ pub mod config;
 pub mod dataset;
 pub mod disk;
 pub mod error;
+pub mod gpu;
 pub mod interpreter;
 pub mod interrupt;
 pub mod models;
@@ -24,6 +25,8 @@ mod _native {
     #[pymodule_export]
     use crate::error::DownloadError;
     #[pymodule_export]
+    use crate::gpu::GpuMonitor;
+    #[pymodule_export]
     use crate::trainer::MusubiTraining;
 
     #[pymodule_init]
@@ -32,4 +35,3 @@ mod _native {
         module.add("Models", crate::models::dataclass(py)?)?;
         crate::trainer::install_methods(py)
     }
-}

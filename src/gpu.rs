@@ -1,0 +1,227 @@
+//! `GPUMonitor`: how many GPUs there are and what the first one is, from NVIDIA's management library (NVML).
+
+use nvml_wrapper::Nvml;
+use nvml_wrapper::error::NvmlError;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyTuple};
+
+use crate::error::Error;
+
+const UNKNOWN: &str = "Unknown GPU";
+
+/// The words that mark a GPU's name, and its label. In the order of the original, which takes the first that fits.
+const LABELS: [(&[&str], &str); 8] = [
+    (&["4090"], "RTX 4090"),
+    (&["5090"], "RTX 5090"),
+    (&["6000", "Ada"], "RTX 6000 Ada"),
+    (&["A40"], "A40"),
+    (&["H100"], "H100"),
+    (&["A100"], "A100"),
+    (&["B200"], "B200"),
+    (&["H200"], "H200"),
+];
+
+/// The label of the GPU that NVML calls `name`. Whole words decide: an RTX A4000 is no A40.
+#[must_use]
+pub fn label(name: &str) -> &'static str {
+    let words: Vec<&str> = name
+        .split(|letter: char| !letter.is_alphanumeric())
+        .collect();
+    LABELS
+        .iter()
+        .find(|(marks, _)| words.windows(marks.len()).any(|window| window == *marks))
+        .map_or(UNKNOWN, |(_, label)| label)
+}
+
+/// How many GPUs there are.
+///
+/// # Errors
+/// [`Error::Unusable`] when NVML does not answer, or knows no GPU.
+pub fn count() -> Result<u32, Error> {
+    let count = ask(Nvml::device_count)?;
+    if count == 0 {
+        return Err(unusable(
+            "a driver without any GPU",
+            "Look for the GPU with `nvidia-smi -L` (a container sees it when started with `--gpus all`)",
+        ));
+    }
+    Ok(count)
+}
+
+/// The label of GPU 0.
+///
+/// # Errors
+/// [`Error::Unusable`] when NVML does not answer for it.
+pub fn first_label() -> Result<&'static str, Error> {
+    ask(|nvml| match nvml.device_by_index(0)?.name() {
+        Ok(name) => Ok(label(&name)),
+        Err(NvmlError::Utf8Error(_)) => Ok(UNKNOWN),
+        Err(error) => Err(error),
+    })
+}
+
+/// Opens NVML, asks, and shuts it down again.
+fn ask<T>(question: impl FnOnce(&Nvml) -> Result<T, NvmlError>) -> Result<T, Error> {
+    open()
+        .and_then(|nvml| question(&nvml))
+        .map_err(|error| explain(&error))
+}
+
+fn open() -> Result<Nvml, NvmlError> {
+    let opened = Nvml::init();
+    // The driver installs `libnvidia-ml.so.1`; the name without a number comes with its development files.
+    if cfg!(target_os = "linux") && matches!(opened, Err(NvmlError::LibloadingError(_))) {
+        return Nvml::builder()
+            .lib_path("libnvidia-ml.so".as_ref())
+            .init()
+            .or(opened);
+    }
+    opened
+}
+
+fn explain(error: &NvmlError) -> Error {
+    const CONTAINER: &str = "a container gets it when started with `--gpus all`";
+    match error {
+        NvmlError::LibloadingError(error) => unusable(
+            &format!("no such library ({error})"),
+            &format!("Install the NVIDIA driver and see that `nvidia-smi` works ({CONTAINER})"),
+        ),
+        NvmlError::FailedToLoadSymbol(symbol) => unusable(
+            &format!("a library that is too old, or not NVML ({symbol})"),
+            "Update the NVIDIA driver",
+        ),
+        NvmlError::DriverNotLoaded => unusable(
+            "the library without a loaded driver",
+            &format!(
+                "See what `nvidia-smi` says and load the driver, by a reboot if need be ({CONTAINER})"
+            ),
+        ),
+        NvmlError::LibRmVersionMismatch => unusable(
+            "a library and a loaded driver of different versions",
+            "Reboot after a driver update, and restart containers that were running during it",
+        ),
+        NvmlError::NoPermission => unusable(
+            "a driver that this user has no permission for",
+            "See who may read and write `/dev/nvidia*`",
+        ),
+        NvmlError::GpuLost => unusable(
+            "that GPU 0 is lost: it fell off the bus",
+            "See what `nvidia-smi` says, and reboot",
+        ),
+        NvmlError::ResetRequired => unusable(
+            "that GPU 0 needs a reset",
+            "See what `nvidia-smi` says, and reboot",
+        ),
+        error => unusable(
+            &format!("this error: {error}"),
+            "See what `nvidia-smi` says",
+        ),
+    }
+}
+
+fn unusable(found: &str, mend: &str) -> Error {
+    Error::Unusable(format!(
+        "GPUMonitor expected an NVIDIA driver with its management library (NVML) and found {found}. \
+         {mend}, or do without GPUMonitor: training does not need it."
+    ))
+}
+
+/// The GPUs of this machine, through NVIDIA's management library (NVML).
+///
+/// `gpu_count` is their number and `gpu_name` the label of GPU 0, both as they were at construction.
+// Frozen and without fields, so that Python can pickle it by its `__dict__`.
+#[pyclass(
+    name = "GPUMonitor",
+    module = "musubitraining.main",
+    subclass,
+    dict,
+    weakref,
+    frozen
+)]
+pub struct GpuMonitor;
+
+#[pymethods]
+impl GpuMonitor {
+    /// Takes anything, as `object.__new__` does for a class with an `__init__` of its own.
+    #[new]
+    #[pyo3(signature = (*_args, **_kwargs), text_signature = "()")]
+    fn new(_args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) -> Self {
+        Self
+    }
+
+    fn __init__(slf: &Bound<'_, Self>) -> PyResult<()> {
+        slf.setattr("gpu_count", slf.py().detach(count)?)?;
+        slf.setattr("gpu_name", slf.call_method0("get_gpu_name")?)
+    }
+
+    /// Protocols 0 and 1 cannot say how to make an instance without calling its class.
+    fn __reduce_ex__<'py>(slf: &Bound<'py, Self>, protocol: i32) -> PyResult<Bound<'py, PyAny>> {
+        slf.py()
+            .get_type::<PyAny>()
+            .call_method1("__reduce_ex__", (slf, protocol.max(2)))
+    }
+
+    /// The label of GPU 0: one of those in `GPU`.
+    #[allow(clippy::unused_self, reason = "a method in Python")]
+    fn get_gpu_name(&self, py: Python<'_>) -> PyResult<&'static str> {
+        Ok(py.detach(first_label)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_nvml_gives_have_their_label() {
+        let cases = [
+            ("NVIDIA GeForce RTX 4090", "RTX 4090"),
+            ("NVIDIA GeForce RTX 4090 D", "RTX 4090"),
+            ("NVIDIA GeForce RTX 4090 Laptop GPU", "RTX 4090"),
+            ("NVIDIA GeForce RTX 5090", "RTX 5090"),
+            ("NVIDIA RTX 6000 Ada Generation", "RTX 6000 Ada"),
+            ("NVIDIA A40", "A40"),
+            ("NVIDIA A40-48Q", "A40"),
+            ("NVIDIA H100 80GB HBM3", "H100"),
+            ("NVIDIA H100 PCIe", "H100"),
+            ("NVIDIA A100-SXM4-80GB", "A100"),
+            ("NVIDIA A100-PCIE-40GB", "A100"),
+            ("NVIDIA A100 80GB PCIe", "A100"),
+            ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "A100"),
+            ("NVIDIA B200", "B200"),
+            ("NVIDIA H200", "H200"),
+            ("NVIDIA H200 NVL", "H200"),
+            ("NVIDIA RTX A4000", UNKNOWN),
+            ("NVIDIA RTX A6000", UNKNOWN),
+            ("Quadro RTX 6000", UNKNOWN),
+            ("NVIDIA RTX 5000 Ada Generation", UNKNOWN),
+            ("NVIDIA GeForce GT 40900", UNKNOWN),
+            ("NVIDIA GH200 480GB", UNKNOWN),
+            ("NVIDIA L40S", UNKNOWN),
+            ("Ada 6000", UNKNOWN),
+            ("", UNKNOWN),
+        ];
+        for (name, expected) in cases {
+            assert_eq!(label(name), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn an_error_says_what_was_expected_what_was_found_and_what_to_do() {
+        for error in [
+            NvmlError::DriverNotLoaded,
+            NvmlError::GpuLost,
+            NvmlError::NoPermission,
+            NvmlError::Unknown,
+        ] {
+            let text = explain(&error).to_string();
+            for part in [
+                "expected an NVIDIA driver",
+                "and found ",
+                "training does not need it",
+            ] {
+                assert!(text.contains(part), "{error:?}: {text}");
+            }
+        }
+    }
+}
