@@ -6,6 +6,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
 use crate::error::Error;
+use crate::plain_class;
 
 const UNKNOWN: &str = "Unknown GPU";
 
@@ -154,11 +155,8 @@ impl GpuMonitor {
         slf.setattr("gpu_name", slf.call_method0("get_gpu_name")?)
     }
 
-    /// Protocols 0 and 1 cannot say how to make an instance without calling its class.
     fn __reduce_ex__<'py>(slf: &Bound<'py, Self>, protocol: i32) -> PyResult<Bound<'py, PyAny>> {
-        slf.py()
-            .get_type::<PyAny>()
-            .call_method1("__reduce_ex__", (slf, protocol.max(2)))
+        plain_class::reduce(slf, protocol)
     }
 
     /// The label of GPU 0: one of those in `GPU`.
@@ -166,6 +164,14 @@ impl GpuMonitor {
     fn get_gpu_name(&self, py: Python<'_>) -> PyResult<&'static str> {
         Ok(py.detach(first_label)?)
     }
+}
+
+/// Finishes the class when its module is imported.
+///
+/// # Errors
+/// What Python raises.
+pub fn install_methods(py: Python<'_>) -> PyResult<()> {
+    plain_class::install(&py.get_type::<GpuMonitor>(), &["get_gpu_name"]).map(drop)
 }
 
 #[cfg(test)]

@@ -33,5 +33,7 @@ mod _native {
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         let py = module.py();
         module.add("Models", crate::models::dataclass(py)?)?;
+        crate::gpu::install_methods(py)?;
         crate::trainer::install_methods(py)
     }
+}
