@@ -82,6 +82,10 @@ impl From<Error> for PyErr {
                 Some(errno) => {
                     PyOSError::new_err((errno, format!("cannot {action}: {source}"), path))
                 }
+                // A path with a NUL, which no system call takes.
+                None if source.kind() == io::ErrorKind::InvalidInput => {
+                    PyValueError::new_err(message)
+                }
                 None => PyOSError::new_err(message),
             },
         }

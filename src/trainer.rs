@@ -216,9 +216,10 @@ impl MusubiTraining {
         log.info(("[dataset] preparing dataset folder=%s", folder.as_os_str()))?;
         let url = arguments::text("images_zip_url", images_zip_url)?;
         let trigger_word = arguments::text("trigger_word", trigger_word)?;
+        let toml_text = arguments::text("dataset_toml_content", dataset_toml_content)?;
+        checks::cache_folders(&toml_text, &folder)?;
         fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
         slf.call_method1("_validate_toml_str", (dataset_toml_content,))?;
-        let toml_text = arguments::text("dataset_toml_content", dataset_toml_content)?;
         for warning in checks::dataset_toml(&toml_text, &folder)? {
             log.warning(("[dataset] %s", warning))?;
         }
@@ -437,6 +438,8 @@ impl MusubiTraining {
         if !is_replaced(slf, "_prepare_dataset")? {
             arguments::text("images_zip_url", images_zip_url)?;
             arguments::text("trigger_word", trigger_word)?;
+            let toml_text = arguments::text("dataset_toml_content", dataset_toml_content)?;
+            checks::cache_folders(&toml_text, &path_of(slf, "absolute_path_training_folder")?)?;
         }
         // A TOML that does not parse is for `_prepare_dataset` to refuse, which it does before it touches anything.
         if checks::toml_may_pass(slf, dataset_toml_content)? {

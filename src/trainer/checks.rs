@@ -170,24 +170,31 @@ fn space(folder: &Path) -> Result<Option<String>, Error> {
 }
 
 /// Warnings about a dataset TOML that parses but cannot train.
+pub fn dataset_toml(text: &str, training_folder: &Path) -> PyResult<Vec<String>> {
+    match config::parse(text) {
+        Ok(config) => Ok(config.warnings(&absolute(training_folder)?.join("images"))),
+        Err(_) => Ok(Vec::new()),
+    }
+}
+
+/// Refuses a cache folder that the tuner would look for and not find.
 ///
 /// # Errors
-/// `ValueError` when the caches would go where the tuner cannot find them again.
-pub fn dataset_toml(text: &str, training_folder: &Path) -> PyResult<Vec<String>> {
-    let Ok(config) = config::parse(text) else {
-        return Ok(Vec::new());
-    };
-    let folder = absolute(training_folder)?;
-    let mut caches = config.cache_directories();
-    if caches.is_empty() {
-        caches.push(folder.join("cache").to_string_lossy().into_owned());
+/// [`Error::InvalidValue`] for the training folder itself, and for the cache folders that the TOML names.
+pub fn cache_folders(text: &str, training_folder: &Path) -> Result<(), Error> {
+    let named = config::parse(text)
+        .map(|config| config.cache_directories())
+        .unwrap_or_default();
+    let folder = training_folder.to_string_lossy().into_owned();
+    match [folder]
+        .into_iter()
+        .chain(named)
+        .find(|folder| folder.contains(['[', '*', '?']))
+    {
+        None => Ok(()),
+        Some(folder) => Err(Error::InvalidValue(format!(
+            "the folder {folder} has a '[', '*' or '?' in its path, which Musubi Tuner takes for a glob pattern: its \
+             training would find no caches there. Choose a training folder without these characters."
+        ))),
     }
-    if let Some(cache) = caches.iter().find(|cache| cache.contains(['[', '*', '?'])) {
-        return Err(Error::InvalidValue(format!(
-            "the cache folder {cache:?} has a '[', '*' or '?' in its path, which Musubi Tuner takes for a pattern: its \
-             training would find no caches there. Choose a folder without these characters."
-        ))
-        .into());
-    }
-    Ok(config.warnings(&folder.join("images")))
 }
