@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-
 from musubitraining.main import GPU
 
 # The part of NVML that GPUMonitor calls. What it answers comes from the environment; it logs what it is asked.

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from musubitraining.main import Models, MusubiTraining
 
 REPOSITORY = Path(__file__).resolve().parent.parent
