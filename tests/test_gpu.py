@@ -22,6 +22,8 @@ STAND_IN = r"""
 #include <string.h>
 #include <unistd.h>
 
+static int opened;
+
 static int number(const char *variable, int otherwise) {
     const char *text = getenv(variable);
     return text ? atoi(text) : otherwise;
@@ -37,17 +39,24 @@ static int note(const char *call) {
 int nvmlInit_v2(void) {
     const char *awaited = getenv("NVML_AWAITS");
     while (awaited && access(awaited, F_OK) != 0) usleep(1000);
-    return number("NVML_INIT", 0) ? number("NVML_INIT", 0) : note("init");
+    if (number("NVML_INIT", 0)) return number("NVML_INIT", 0);
+    __atomic_add_fetch(&opened, 1, __ATOMIC_SEQ_CST);
+    return note("init");
 }
 
-int nvmlShutdown(void) { return note("shutdown"); }
+int nvmlShutdown(void) {
+    __atomic_sub_fetch(&opened, 1, __ATOMIC_SEQ_CST);
+    return note("shutdown");
+}
 
 int nvmlDeviceGetCount_v2(unsigned int *count) {
+    if (opened < 1) return 1;
     *count = (unsigned int)number("NVML_COUNT", 1);
     return number("NVML_COUNT_ERROR", 0);
 }
 
 int nvmlDeviceGetHandleByIndex_v2(unsigned int index, void **device) {
+    if (opened < 1) return 1;
     if ((int)index >= number("NVML_COUNT", 1)) return 2;
     *device = (void *)(size_t)(index + 1);
     return number("NVML_HANDLE", 0);

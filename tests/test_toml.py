@@ -58,7 +58,8 @@ def oracle() -> Loads:
     try:
         tomllib.loads("a = {b = 1,}")
     except tomllib.TOMLDecodeError:
-        return tomllib.loads
+        loads: Loads = tomllib.loads
+        return loads
     pytest.skip("this Python's tomllib reads TOML 1.1, which Musubi Tuner cannot")
 
 
