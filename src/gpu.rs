@@ -3,6 +3,7 @@
 use nvml_wrapper::Nvml;
 use nvml_wrapper::error::NvmlError;
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyTuple};
 
 use crate::error::Error;
@@ -171,7 +172,14 @@ impl GpuMonitor {
 /// # Errors
 /// What Python raises.
 pub fn install_methods(py: Python<'_>) -> PyResult<()> {
-    plain_class::install(&py.get_type::<GpuMonitor>(), &["get_gpu_name"]).map(drop)
+    // The class outlives its module, which is imported anew when it has been taken out of `sys.modules`.
+    static INSTALLED: PyOnceLock<()> = PyOnceLock::new();
+    let class = py.get_type::<GpuMonitor>();
+    INSTALLED
+        .get_or_try_init(py, || {
+            plain_class::install(&class, &["get_gpu_name"]).map(drop)
+        })
+        .copied()
 }
 
 #[cfg(test)]

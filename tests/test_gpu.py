@@ -290,9 +290,22 @@ def test_it_looks_like_the_original(stand_in: Path) -> None:
             pass
         print(json.dumps([str(inspect.signature(GPUMonitor)), str(inspect.signature(Sub)),
                           str(inspect.signature(GPUMonitor().get_gpu_name)),
+                          str(inspect.signature(GPUMonitor.get_gpu_name)),
                           GPUMonitor.__module__, GPUMonitor.__name__, refused]))
     """
-    assert answer(code, stand_in) == ["()", "()", "()", "musubitraining.main", "GPUMonitor", True]
+    assert answer(code, stand_in) == ["()", "()", "()", "(self)", "musubitraining.main", "GPUMonitor", True]
+
+
+@linux
+def test_the_package_can_be_imported_anew(stand_in: Path) -> None:
+    code = """
+        import sys
+        for name in [name for name in sys.modules if name.startswith("musubitraining")]:
+            del sys.modules[name]
+        from musubitraining.main import GPUMonitor
+        print(json.dumps([GPUMonitor().gpu_name, GPUMonitor().get_gpu_name()]))
+    """
+    assert answer(code, stand_in) == ["RTX 4090", "RTX 4090"]
 
 
 @linux
