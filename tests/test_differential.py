@@ -192,6 +192,10 @@ def train(work: Work):
     return work.train()
 
 
+def prepare_dataset(work: Work):
+    return work.trainer()._prepare_dataset(work.toml, work.url, "word")
+
+
 def train_without_pre_cache(work: Work):
     return work.train(use_pre_cache=False)
 
@@ -266,18 +270,22 @@ def train_with_another_interpreter(work: Work):
         Case(train),
         Case(train, zipped(("a.jpg", b"fake"), ("b.jpeg", b"fake")), name="dummy photos"),
         Case(train, zipped("a.jpg", ("notes.md", b"x"), ("b.png", b"x"), "c.jpeg"), name="other files in the zip"),
-        Case(train, zipped("a b.jpg", "é日.jpg", 'it\'s "x".jpg', "a,b;c.jpg"), name="names of photos"),
-        Case(train, zipped("../up.jpg", "/root.jpg", "./here.jpg"), name="names that lead out of the folder"),
-        Case(train, zipped(Entry("a.jpg", jpeg(), stored=True)), name="stored, not deflated"),
+        Case(prepare_dataset, zipped("a b.jpg", "é日.jpg", 'it\'s "x".jpg', "a,b;c.jpg"), name="names of photos"),
+        Case(prepare_dataset, zipped("../up.jpg", "/root.jpg", "./here.jpg"), name="names that lead out of the folder"),
+        Case(prepare_dataset, zipped(Entry("a.jpg", jpeg(), stored=True)), name="stored, not deflated"),
         Case(train, lambda workspace: workspace.old_dataset() and None, name="over an old dataset"),
         Case(train, lambda workspace: workspace.tuner.add_converter(by_flags=True), name="converter by flags"),
-        Case(train, proxied, name="through a proxy"),
-        Case(train, redirected, name="redirected"),
-        Case(train, named_with_blanks, name="blanks in the URL"),
-        Case(train, served(server.gzipped(make_zip("a.jpg"))), name="compressed by the server"),
-        Case(train, served(server.chunked(make_zip("a.jpg"))), name="in chunks"),
-        Case(train, served(server.without_length(make_zip("a.jpg"))), name="no length"),
-        Case(train, toml('# été\r\n[[datasets]]\r\nimage_directory = "{training}/images"\r\n'), name="TOML as given"),
+        Case(prepare_dataset, proxied, name="through a proxy"),
+        Case(prepare_dataset, redirected, name="redirected"),
+        Case(prepare_dataset, named_with_blanks, name="blanks in the URL"),
+        Case(prepare_dataset, served(server.gzipped(make_zip("a.jpg"))), name="compressed by the server"),
+        Case(prepare_dataset, served(server.chunked(make_zip("a.jpg"))), name="in chunks"),
+        Case(prepare_dataset, served(server.without_length(make_zip("a.jpg"))), name="no length"),
+        Case(
+            prepare_dataset,
+            toml('# été\r\n[[datasets]]\r\nimage_directory = "{training}/images"\r\n'),
+            name="TOML as given",
+        ),
         Case(train_without_pre_cache),
         Case(train_without_conversion),
         Case(train_with_every_option),
@@ -296,10 +304,6 @@ def test_run(bench: Bench, case: Case) -> None:
 
 
 # ---- a method alone ---------------------------------------------------------------------------------------------
-
-
-def prepare_dataset(work: Work):
-    return work.trainer()._prepare_dataset(work.toml, work.url, "word")
 
 
 def prepare_dataset_by_name(work: Work):
@@ -462,13 +466,18 @@ def test_missing(bench: Bench, case: Case) -> None:
         Case(validate_broken),
         Case(prepare_broken_toml),
         Case(train, toml("a = 1\na = 2\n"), name="train, broken TOML"),
-        Case(train, zipped(("a.png", b"x"), ("b.txt", b"x")), May(True, True, False, True), name="no photo in the zip"),
-        Case(train, zipped(), May(starts_alike=True, keep_the_old_dataset=True), name="empty zip"),
-        Case(train, served(b"this is no zip"), OWN_WORDS, name="not a zip"),
-        Case(train, served(make_zip("a.jpg", "b.jpg")[:-30]), OWN_WORDS, name="half a zip"),
-        Case(train, served(b""), OWN_WORDS, name="nothing at all"),
+        Case(
+            prepare_dataset,
+            zipped(("a.png", b"x"), ("b.txt", b"x")),
+            May(True, True, False, True),
+            name="no photo in the zip",
+        ),
+        Case(prepare_dataset, zipped(), May(starts_alike=True, keep_the_old_dataset=True), name="empty zip"),
+        Case(prepare_dataset, served(b"this is no zip"), OWN_WORDS, name="not a zip"),
+        Case(prepare_dataset, served(make_zip("a.jpg", "b.jpg")[:-30]), OWN_WORDS, name="half a zip"),
+        Case(prepare_dataset, served(b""), OWN_WORDS, name="nothing at all"),
         *(
-            Case(train, served(server.status(code)), OWN_WORDS, name=f"HTTP {code}")
+            Case(prepare_dataset, served(server.status(code)), OWN_WORDS, name=f"HTTP {code}")
             for code in (400, 401, 403, 404, 410)
         ),
         Case(

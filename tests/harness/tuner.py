@@ -118,7 +118,7 @@ def main():
     env = dict(os.environ, ACCELERATE_MIXED_PRECISION="bf16")
     code = os.spawnve(os.P_WAIT, sys.executable, [sys.executable, *words], env)
     if code:
-        raise RuntimeError(f"{words} ended with {code}")
+        sys.exit(f"accelerate: {words[0]} ended with {code}")
 
 
 if __name__ == "__main__":
