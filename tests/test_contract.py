@@ -423,6 +423,57 @@ def test_two_runs_at_once(bench: Bench, workspace: Workspace) -> None:
     assert set(results) == expected
 
 
+def used_then_forked(work: Work):
+    """As web servers do: the library has worked before the worker processes are forked."""
+    import os
+    import sys
+
+    trainer = work.trainer()
+    trainer._prepare_dataset(work.toml, work.url, "parent")
+    trainer._run_cmd("s", ["/bin/echo", "parent"], cwd=work.root)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            trainer._prepare_dataset(work.toml, work.url, "child")
+            trainer._run_cmd("s", [sys.executable, "-c", "print('child')"], cwd=work.root)
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_a_forked_process_goes_on_using_it(bench: Bench) -> None:
+    run = bench.workspace().run(OURS, used_then_forked).ok()
+    assert run.result == 0
+    assert run.logged("[s] child")
+    assert (run.workspace.images / "a.txt").read_text() == "child"
+
+
+def leaves_a_thread_behind(work: Work):
+    import threading
+    import time
+
+    thread = threading.Thread(target=lambda: work.trainer()._pre_cache(__file__), daemon=True)
+    thread.start()
+    import os
+
+    while not os.listdir(work.path("musubi", "pids")):
+        time.sleep(0.01)
+
+
+def test_the_end_of_the_host_does_not_wait_for_its_threads(bench: Bench) -> None:
+    workspace = bench.workspace()
+    workspace.tuner.does(LATENTS, ["hang"])
+    running = workspace.start(OURS, leaves_a_thread_behind)
+    try:
+        running.finish().ok()
+        assert running.process.returncode == 0, running.output
+        assert wait_until(lambda: not any(is_running(pid) for pid in workspace.tuner.pids()), 30)
+    finally:
+        end(workspace.tuner.pids())
+
+
 # ---- the download -----------------------------------------------------------------------------------------------
 
 

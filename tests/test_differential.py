@@ -48,6 +48,8 @@ class May:
     """What can be checked first is checked first: nothing was run, fetched or written when it fails."""
     keep_the_old_dataset: bool = False
     """The dataset is swapped in whole or not at all."""
+    keep_quiet: bool = False
+    """The URL is not logged as it was given."""
     ask_again: bool = False
     """A failed download is tried again."""
 
@@ -76,8 +78,14 @@ def facts(error: dict[str, Any] | None, may: May) -> dict[str, Any] | None:
     }
 
 
-def log(run: Run) -> list[tuple[str, str]]:
-    return [(level, from_the_launchers_flags_on(message)) for level, message in run.log]
+def log(run: Run, may: May = NOTHING) -> list[tuple[str, str]]:
+    lines = [(level, from_the_launchers_flags_on(message)) for level, message in run.log]
+    return [(level, re.sub(r"\(url=.*", "(url=", message)) for level, message in lines] if may.keep_quiet else lines
+
+
+def said_to_the_server(run: Run) -> list[dict[str, str | None]]:
+    names = ("authorization", "proxy-authorization", "cookie")
+    return [{name: headers.get(name) for name in names} for headers in run.headers]
 
 
 def calls(run: Run) -> list[dict[str, Any]]:
@@ -92,13 +100,15 @@ def compare(theirs: Run, ours: Run, may: May) -> None:
         assert ours.calls == []
         assert ours.requests == []
         return
-    assert lines_not_said(log(theirs), log(ours)) == [], log(ours)
+    assert lines_not_said(log(theirs, may), log(ours, may)) == [], log(ours)
     said = set(log(theirs))
     assert [line for line in log(ours) if line not in said and line[0] not in ("INFO", "WARNING")] == []
     assert calls(ours) == calls(theirs)
-    assert (set(ours.requests) if may.ask_again else ours.requests) == theirs.requests or (
-        may.ask_again and set(ours.requests) == set(theirs.requests)
-    )
+    if may.ask_again:
+        assert set(ours.requests) == set(theirs.requests)
+    else:
+        assert ours.requests == theirs.requests
+        assert said_to_the_server(ours) == said_to_the_server(theirs)
     if not may.keep_the_old_dataset:
         assert ours.files == theirs.files
 
@@ -183,6 +193,48 @@ def named_with_blanks(workspace: Workspace) -> None:
 
 def accelerate_missing(workspace: Workspace) -> None:
     del workspace.env["PYTHONPATH"]
+
+
+def nothing_installed(workspace: Workspace) -> None:
+    accelerate_missing(workspace)
+    without(VAE, DIT, f"musubi/{TRAIN}", f"musubi/{LATENTS}", f"musubi/{CONVERT}")(workspace)
+
+
+def with_a_password(workspace: Workspace) -> None:
+    workspace.url = workspace.url.replace("//", "//user:p%40ss@")
+
+
+def by_cookie(workspace: Workspace) -> None:
+    """As download pages do it: the redirect sets what its target asks for."""
+    photos = make_zip("a.jpg")
+
+    def guarded(exchange: server.Exchange) -> None:
+        (server.content(photos) if "pass=1" in exchange.headers.get("Cookie", "") else server.status(403))(exchange)
+
+    workspace.server.on("/guarded.zip", guarded)
+    start = server.status(302, Location="/guarded.zip", Set_Cookie="pass=1; Path=/")
+    workspace.url = workspace.server.on("/start", start)
+
+
+def past_the_proxy(workspace: Workspace) -> None:
+    workspace.env |= {"http_proxy": "http://127.0.0.1:9", "no_proxy": "127.0.0.1,localhost"}
+
+
+def proxied_in_capitals(workspace: Workspace) -> None:
+    proxied(workspace)
+    workspace.env["HTTP_PROXY"] = workspace.env.pop("http_proxy").replace("//", "//user:word@")
+
+
+def among_other_files(workspace: Workspace) -> None:
+    for name in ("samples/mine.txt", "images.zip", "notes.md"):
+        path = workspace.training / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"from before")
+
+
+def training_folder_is_a_link(workspace: Workspace) -> None:
+    (workspace.root / "big-disk").mkdir()
+    workspace.training.symlink_to(workspace.root / "big-disk")
 
 
 # ---- the whole run ----------------------------------------------------------------------------------------------
@@ -277,6 +329,18 @@ def train_with_another_interpreter(work: Work):
         Case(train, lambda workspace: workspace.tuner.add_converter(by_flags=True), name="converter by flags"),
         Case(prepare_dataset, proxied, name="through a proxy"),
         Case(prepare_dataset, redirected, name="redirected"),
+        Case(prepare_dataset, with_a_password, May(keep_quiet=True), name="a user and a password"),
+        Case(prepare_dataset, by_cookie, name="a cookie set by a redirect"),
+        Case(prepare_dataset, past_the_proxy, name="past the proxy"),
+        Case(prepare_dataset, proxied_in_capitals, name="through a proxy in capitals, with a password"),
+        Case(
+            prepare_dataset,
+            lambda w: setattr(w, "url", f"  {w.url}"),
+            May(keep_quiet=True),
+            name="blanks before the URL",
+        ),
+        Case(prepare_dataset, among_other_files, name="among other files"),
+        Case(prepare_dataset, training_folder_is_a_link, name="the training folder is a link"),
         Case(prepare_dataset, named_with_blanks, name="blanks in the URL"),
         Case(prepare_dataset, served(server.gzipped(make_zip("a.jpg"))), name="compressed by the server"),
         Case(prepare_dataset, served(server.chunked(make_zip("a.jpg"))), name="in chunks"),
@@ -802,6 +866,37 @@ def mock_the_commands_of_a_run(work: Work):
     return [result, shapes]
 
 
+def mock_accelerate_and_the_commands(work: Work):
+    """As the tests of people do who have no accelerate installed."""
+    import sys
+    from unittest.mock import MagicMock, patch
+
+    sys.modules["accelerate"] = MagicMock()
+    trainer = work.trainer()
+
+    def run(step, cmd, *, cwd):
+        with open(work.path("output", "output_lora_model.safetensors"), "w"):
+            pass
+
+    with patch.object(trainer, "_run_cmd", side_effect=run):
+        return work.train(trainer, convert_for_comfyui=False)
+
+
+def mock_steps_that_return_nothing(work: Work):
+    from unittest.mock import patch
+
+    from musubitraining.main import MusubiTraining
+
+    with (
+        patch.object(MusubiTraining, "_prepare_dataset", return_value=None) as prepare,
+        patch.object(MusubiTraining, "_pre_cache", return_value=3) as pre_cache,
+        patch.object(MusubiTraining, "_launch_training", return_value=None),
+        patch.object(MusubiTraining, "_convert_for_comfyui", return_value=None) as convert,
+    ):
+        results = [work.train(), work.train(convert_for_comfyui=False)]
+    return [results, prepare.call_count, pre_cache.call_args.kwargs, convert.call_args.kwargs]
+
+
 def mock_the_validation(work: Work):
     from unittest.mock import patch
 
@@ -827,12 +922,11 @@ def mock_that_raises(work: Work):
         Case(mock_every_step_on_the_class),
         Case(
             mock_every_step_on_the_class,
-            lambda workspace: (
-                (without(VAE, DIT, f"musubi/{TRAIN}", f"musubi/{CONVERT}"), accelerate_missing)
-                and without(VAE, DIT, f"musubi/{TRAIN}", f"musubi/{CONVERT}")(workspace)
-            ),
-            name="replaced steps need no weights and no scripts",
+            nothing_installed,
+            name="replaced steps need no weights, no scripts and no accelerate",
         ),
+        Case(mock_accelerate_and_the_commands, accelerate_missing),
+        Case(mock_steps_that_return_nothing),
         Case(mock_every_step_on_the_instance),
         Case(mock_with_autospec),
         Case(mock_the_commands_of_a_run),
