@@ -8,6 +8,7 @@ pub mod image;
 mod samples;
 pub mod space;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -333,8 +334,7 @@ fn warn_of_others(others: &[String], task: &Task<LogLine>) -> Result<(), Error> 
 
 /// Equal size and checksum: the same photo, which then counts more than the others.
 fn warn_of_twins(photos: &[Photo], task: &Task<LogLine>) -> Result<(), Error> {
-    let mut by_content: std::collections::BTreeMap<(u64, u32), Vec<&str>> =
-        std::collections::BTreeMap::new();
+    let mut by_content: BTreeMap<(u64, u32), Vec<&str>> = BTreeMap::new();
     for photo in photos {
         by_content
             .entry((photo.bytes, photo.crc32))
@@ -344,12 +344,12 @@ fn warn_of_twins(photos: &[Photo], task: &Task<LogLine>) -> Result<(), Error> {
     let twins: Vec<String> = by_content
         .values()
         .filter(|names| names.len() > 1)
-        .map(|names| listed(names))
+        .map(|names| names.join(" = "))
         .collect();
     if !twins.is_empty() {
-        let twins = twins.join("; ");
         task.info(format!(
-            "[dataset] the same photo under several names, trained on as often: {twins}"
+            "[dataset] the same photo under several names, trained on as often: {}",
+            listed(&twins)
         ))?;
     }
     Ok(())
@@ -470,7 +470,6 @@ fn remove(path: &Path) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
     use std::sync::mpsc::Receiver;
 
     use super::samples::{
