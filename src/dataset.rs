@@ -13,6 +13,9 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+
 use crate::error::Error;
 use crate::task::{LogLine, Task};
 use archive::{Extraction, Limits, Photo, shown};
@@ -109,6 +112,7 @@ pub fn prepare_with(
 ) -> Result<(), Error> {
     let url = RedactedUrl::parse(source.url)?;
     let layout = Layout::new(training_folder);
+    let _lock = lock(training_folder)?;
     recover(training_folder)?;
     for warning in caption::warnings(source.trigger_word) {
         task.warn(format!("[dataset] {warning}"))?;
@@ -125,6 +129,22 @@ pub fn prepare_with(
         ))?;
     }
     Ok(())
+}
+
+/// Keeps other runs off the training folder, until it is dropped or its process ends, however that ends.
+///
+/// # Errors
+/// [`Error::Unusable`] when another run is preparing a dataset there.
+fn lock(training_folder: &Path) -> Result<fs::File, Error> {
+    let folder = fs::File::open(training_folder).map_err(Error::io("open", training_folder))?;
+    match flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+        Err(Errno::WOULDBLOCK) => Err(Error::Unusable(format!(
+            "another run is preparing its dataset in {}: wait for it, or give each run a training folder of its own",
+            training_folder.display()
+        ))),
+        // A file system without locks goes without.
+        _ => Ok(folder),
+    }
 }
 
 /// Brings a training folder whose last run was killed to the dataset that it was to have: the new one where that was
@@ -645,6 +665,18 @@ mod tests {
         ));
         canceller.join().unwrap();
         assert_eq!(tree(folder.path()), before);
+    }
+
+    #[test]
+    fn a_second_run_in_the_folder_is_refused_at_once() {
+        let folder = used_folder();
+        let before = tree(folder.path());
+        let other = lock(folder.path()).unwrap();
+        let error = run_with(folder.path(), &new_zip()).0.unwrap_err();
+        assert!(error.to_string().contains("another run"), "{error}");
+        assert_eq!(tree(folder.path()), before);
+        drop(other);
+        run_with(folder.path(), &new_zip()).0.unwrap();
     }
 
     #[test]

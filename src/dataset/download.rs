@@ -1253,6 +1253,20 @@ mod tests {
     }
 
     #[test]
+    fn a_drip_is_a_stall() {
+        let head = b"HTTP/1.1 200 OK\r\nContent-Length: 999999\r\n\r\n";
+        let server = Server::start(vec![Reply::Drip(head.to_vec())]);
+        let patience = Patience {
+            stall: Duration::from_millis(300),
+            tries: 1,
+            ..impatient()
+        };
+        let error = fetch(&server, "", &patience).0.unwrap_err();
+        assert_eq!(failure(&error), DownloadFailure::Timeout);
+        assert!(error.to_string().contains("bytes in 0.3 s"), "{error}");
+    }
+
+    #[test]
     fn a_zip_larger_than_the_limit_is_refused_with_both_numbers() {
         let patience = Patience {
             limit_bytes: 100_000,

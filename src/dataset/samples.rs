@@ -71,6 +71,8 @@ pub fn lines(receiver: &Receiver<LogLine>, level: Level) -> Vec<String> {
 pub enum Reply {
     /// Sends this and closes.
     Bytes(Vec<u8>),
+    /// Sends this, and then a byte now and then, for as long as somebody takes it.
+    Drip(Vec<u8>),
     /// Sends this, and then nothing, for good; says so by the sender.
     Silence(Vec<u8>, std::sync::mpsc::Sender<()>),
 }
@@ -113,6 +115,12 @@ impl Server {
                 match &replies[number.min(replies.len() - 1)] {
                     Reply::Bytes(bytes) => {
                         let _ = stream.write_all(bytes);
+                    }
+                    Reply::Drip(bytes) => {
+                        let _ = stream.write_all(bytes);
+                        while stream.write_all(b".").is_ok() {
+                            std::thread::sleep(std::time::Duration::from_millis(10));
+                        }
                     }
                     Reply::Silence(bytes, reached) => {
                         {
