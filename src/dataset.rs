@@ -7,6 +7,7 @@ pub mod image;
 #[cfg(test)]
 mod samples;
 pub mod space;
+mod tls;
 
 use std::collections::BTreeMap;
 use std::fs;

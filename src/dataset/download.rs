@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use flate2::read::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
 use reqwest::blocking::{Client, Response};
 use reqwest::header::{self, HeaderMap, HeaderName};
-use reqwest::{Certificate, StatusCode, Url, redirect};
+use reqwest::{StatusCode, Url, redirect};
 
-use super::space;
+use super::{space, tls};
 use crate::error::{DownloadFailure, Error};
 use crate::task::{LogLine, Task};
 
@@ -149,7 +149,7 @@ pub fn download(
     patience: &Patience,
     task: &Task<LogLine>,
 ) -> Result<Downloaded, Error> {
-    let client = client(patience)?;
+    let client = client(url, patience)?;
     let mut partial = Partial::create(to)?;
     let mut fruitless = 0;
     let mut pause = patience.first_pause;
@@ -320,8 +320,12 @@ fn innermost(error: &reqwest::Error) -> String {
     words
 }
 
-fn client(patience: &Patience) -> Result<Client, Error> {
-    let mut builder = Client::builder()
+fn client(url: &RedactedUrl, patience: &Patience) -> Result<Client, Error> {
+    let trusted = match tls::config() {
+        Err(_) if url.url.scheme() == "http" => tls::config_without_bundle()?,
+        config => config?,
+    };
+    Client::builder()
         .user_agent(USER_AGENT)
         // For the connection and the answer's head, then for each read: the total has no limit.
         .timeout(patience.stall)
@@ -329,50 +333,10 @@ fn client(patience: &Patience) -> Result<Client, Error> {
         // A Referer would hand the signed query to the host that it redirects to.
         .referer(false)
         // A retry starts on a fresh connection.
-        .pool_max_idle_per_host(0);
-    if let Some(certificates) = ca_bundle()? {
-        builder = certificates.into_iter().fold(
-            builder.tls_built_in_root_certs(false),
-            reqwest::blocking::ClientBuilder::add_root_certificate,
-        );
-    }
-    builder
+        .pool_max_idle_per_host(0)
+        .use_preconfigured_tls(trusted)
         .build()
         .map_err(|error| Error::Unusable(format!("cannot set up HTTPS: {}", innermost(&error))))
-}
-
-/// What `requests` trusts instead of the usual authorities when the environment says so: a PEM file, or a folder of them.
-fn ca_bundle() -> Result<Option<Vec<Certificate>>, Error> {
-    let set = |name| {
-        std::env::var_os(name)
-            .filter(|value| !value.is_empty())
-            .map(|value| (name, PathBuf::from(value)))
-    };
-    let Some((name, path)) = set("REQUESTS_CA_BUNDLE").or_else(|| set("CURL_CA_BUNDLE")) else {
-        return Ok(None);
-    };
-    let files = if path.is_dir() {
-        let entries = std::fs::read_dir(&path).map_err(Error::io("read", &path))?;
-        entries
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .filter(|file| file.is_file())
-            .collect()
-    } else {
-        vec![path.clone()]
-    };
-    let mut certificates = Vec::new();
-    for file in files {
-        let pem = std::fs::read(&file).map_err(Error::io("read the CA bundle", &file))?;
-        // A folder of certificates holds other files too.
-        certificates.extend(Certificate::from_pem_bundle(&pem).unwrap_or_default());
-    }
-    if certificates.is_empty() {
-        return Err(Error::Unusable(format!(
-            "{name} is set to {}, which holds no PEM certificate: correct it or unset it",
-            path.display()
-        )));
-    }
-    Ok(Some(certificates))
 }
 
 /// The file so far, and what is needed to go on with it.
