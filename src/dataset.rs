@@ -432,8 +432,11 @@ fn move_in(layout: &Layout) -> Result<(), Error> {
     if let Err(error) = aside {
         if waiting.len() == layout.parts().len() {
             // Nothing of the new dataset is in place yet (a mount point or another user's folder is in its way): back
-            // out. An error in that is the smaller trouble; the next run tries again.
-            let _ = put_back(layout).and_then(|()| remove(&layout.ready().0));
+            // out, all of it by one rename. An error in that is the smaller trouble; the next run tries again.
+            let _ = put_back(layout)
+                .and_then(|()| rename(&layout.ready().0, &layout.staging().0))
+                .and_then(|()| remove(&layout.staging().0))
+                .map(|()| fs::remove_dir(&layout.old().0));
         }
         return Err(error);
     }
@@ -471,7 +474,15 @@ fn exists(path: &Path) -> bool {
 }
 
 fn rename(from: &Path, to: &Path) -> Result<(), Error> {
-    fs::rename(from, to).map_err(Error::io("move the dataset's", from))
+    fs::rename(from, to).map_err(|error| {
+        let error = if error.kind() == io::ErrorKind::ResourceBusy {
+            let reason = "it is a mount point; mount the training folder instead";
+            io::Error::new(io::ErrorKind::ResourceBusy, reason)
+        } else {
+            error
+        };
+        Error::io("move the dataset's", from)(error)
+    })
 }
 
 /// Removes a file, a link (not what it points to) or a folder with all in it; it may be absent.
@@ -665,6 +676,19 @@ mod tests {
             Err(Error::Cancelled)
         ));
         canceller.join().unwrap();
+        assert_eq!(tree(folder.path()), before);
+    }
+
+    #[test]
+    fn a_swap_that_cannot_begin_is_undone() {
+        let folder = used_folder();
+        let layout = Layout::new(folder.path());
+        // In the way of the folder that the old dataset would be moved to.
+        fs::write(layout.old().0, "").unwrap();
+        let before = tree(folder.path());
+        let staging = Staging::create(layout.staging()).unwrap();
+        fs::write(staging.0.dataset_toml(), "new").unwrap();
+        swap_in(&layout).unwrap_err();
         assert_eq!(tree(folder.path()), before);
     }
 

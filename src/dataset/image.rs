@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use imagesize::{Compression, ImageType};
@@ -123,8 +124,14 @@ fn jpeg_fault(reader: &mut BufReader<File>, bytes: u64) -> io::Result<Option<Str
     };
     reader.seek(SeekFrom::Start(2))?;
     let mut size: Option<(u64, u64)> = None;
+    let mut tail = [0; 2];
+    reader.get_ref().read_exact_at(&mut tail, bytes - 2)?;
     while let Some(marker) = next_marker(reader)? {
         match marker {
+            // Where the coded data begins and the file ends as it should, what lies between need not be read.
+            0xda if tail == [0xff, 0xd9] && size.is_some() => {
+                return Ok(size.and_then(|(width, height)| size_fault(width, height.max(1))));
+            }
             0xd9 => {
                 return Ok(match size {
                     None => Some("it is a JPEG without a picture in it".to_owned()),
