@@ -324,7 +324,7 @@ fn warn_of_others(others: &[String], task: &Task<LogLine>) -> Result<(), Error> 
     const PICTURES: [&str; 10] = [
         ".png", ".webp", ".heic", ".heif", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".jfif",
     ];
-    let ending_in = |endings: &[&str]| -> Vec<&str> {
+    let ending_in = |endings: &[&str]| -> Vec<String> {
         let ends = |name: &String| {
             endings
                 .iter()
@@ -333,7 +333,7 @@ fn warn_of_others(others: &[String], task: &Task<LogLine>) -> Result<(), Error> 
         others
             .iter()
             .filter(|name| ends(name) && !archive::is_junk(name))
-            .map(String::as_str)
+            .map(|name| shown(name))
             .collect()
     };
     let pictures = ending_in(&PICTURES);
@@ -365,7 +365,10 @@ fn warn_of_twins(photos: &[Photo], task: &Task<LogLine>) -> Result<(), Error> {
     let twins: Vec<String> = by_content
         .values()
         .filter(|names| names.len() > 1)
-        .map(|names| names.join(" = "))
+        .map(|names| {
+            let names: Vec<String> = names.iter().map(|name| shown(name)).collect();
+            names.join(" = ")
+        })
         .collect();
     if !twins.is_empty() {
         task.info(format!(
@@ -389,24 +392,19 @@ fn why_empty(left_out: &[(String, String)], others: &[String]) -> String {
         why.push(format!("Left out: {}.", listed(&names)));
     }
     if !others.is_empty() {
-        why.push(format!("Other files: {}.", listed(others)));
+        let names: Vec<String> = others.iter().map(|name| shown(name)).collect();
+        why.push(format!("Other files: {}.", listed(&names)));
     }
     why.join(" ")
 }
 
-/// A few names, and how many more.
-fn listed(names: &[impl AsRef<str>]) -> String {
+/// A few, and how many more.
+fn listed(items: &[String]) -> String {
     const FEW: usize = 10;
-    let few: Vec<String> = names
-        .iter()
-        .take(FEW)
-        .map(|name| shown(name.as_ref()))
-        .collect();
-    let more = names.len().saturating_sub(FEW);
-    if more > 0 {
-        format!("{} and {more} more", few.join(", "))
-    } else {
-        few.join(", ")
+    let few = items[..items.len().min(FEW)].join(", ");
+    match items.len().saturating_sub(FEW) {
+        0 => few,
+        more => format!("{few} and {more} more"),
     }
 }
 

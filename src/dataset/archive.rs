@@ -493,7 +493,7 @@ pub fn shown(name: &str) -> String {
             }
         })
         .collect();
-    if shown.len() < name.len() && name.chars().nth(120).is_some() {
+    if name.chars().nth(120).is_some() {
         shown.push('…');
     }
     shown
