@@ -42,7 +42,7 @@ check: build
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/python -m mypy.stubtest musubitraining --allowlist tests/stubtest-allowlist.txt
+	$(BIN)/python -m mypy.stubtest --mypy-config-file pyproject.toml musubitraining._native
 	cargo test --quiet
 	$(BIN)/pytest
 

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+__all__ = ["DownloadError", "GPUMonitor", "Models", "MusubiTraining"]
+
 _Path = str | os.PathLike[str]
 
 class DownloadError(OSError):
