@@ -330,6 +330,8 @@ fn client(url: &RedactedUrl, patience: &Patience) -> Result<Client, Error> {
         // For the connection and the answer's head, then for each read: the total has no limit.
         .timeout(patience.stall)
         .redirect(redirect::Policy::limited(patience.redirects))
+        // Some hosts set a cookie on the redirect to the file and ask for it there.
+        .cookie_store(true)
         // A Referer would hand the signed query to the host that it redirects to.
         .referer(false)
         // A retry starts on a fresh connection.
