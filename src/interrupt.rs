@@ -50,6 +50,17 @@ where
     })
 }
 
+/// [`run`] for work that has nothing to say.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_quietly<T: Send>(
+    py: Python<'_>,
+    work: impl FnOnce() -> Result<T, Error> + Send,
+) -> PyResult<T> {
+    run(py, |_: &Task<()>| work(), |_, ()| Ok(()))
+}
+
 /// Hears the worker out. Takes the receiver, so that a worker waiting to be heard is let go on every way out.
 fn listen<M: Send>(
     py: Python<'_>,

@@ -42,6 +42,9 @@ use log::Log;
 #[pyclass(module = "musubitraining.main", subclass, dict, weakref, frozen)]
 pub struct MusubiTraining;
 
+/// The file in the training folder that an adapter is renamed into.
+const RENAMED_ADAPTER: &str = "base_weights_musubi.safetensors";
+
 const OUTPUT_NAME: &str = "output_lora_model";
 const MAX_TRAIN_STEPS: u32 = 2000;
 const SEED: u32 = 42;
@@ -579,17 +582,21 @@ fn is_failed_command(py: Python<'_>, error: &PyErr) -> bool {
 
 /// The adapter as this clone merges it: the caller's file, or one in Musubi Tuner's naming in the training folder.
 fn mergeable_adapter(slf: &Bound<'_, MusubiTraining>, clone: &Clone) -> PyResult<PathBuf> {
+    let py = slf.py();
     let given = absolute(&weights_of(slf, "base_weights")?)?;
-    if !checks::is_merged_in_vain(&given, clone)? {
+    let folder = absolute(&path_of(slf, "absolute_path_training_folder")?)?;
+    let renamed = folder.join(RENAMED_ADAPTER);
+    let is_renamed = interrupt::run_quietly(py, || {
+        if !checks::is_merged_in_vain(&given, clone)? {
+            return Ok(false);
+        }
+        fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
+        adapter::rename(&given, &renamed)?;
+        Ok(true)
+    })?;
+    if !is_renamed {
         return Ok(given);
     }
-    let py = slf.py();
-    let folder = absolute(&path_of(slf, "absolute_path_training_folder")?)?;
-    let renamed = folder.join(checks::RENAMED_ADAPTER);
-    py.detach(|| {
-        fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
-        adapter::rename(&given, &renamed)
-    })?;
     Log::new(py)?.info((
         "[train] base weights %s are in diffusers naming, of which this Musubi Tuner merges nothing: \
          renamed into %s",

@@ -52,14 +52,17 @@ fn fork_supervised(lifeline: RawFd, host: pid_t) -> io::Result<()> {
         libc::sigfillset(&raw mut all);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const all, ptr::null_mut());
         #[cfg(target_os = "linux")]
-        libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1);
+        libc::prctl(libc::PR_SET_CHILD_SUBREAPER, libc::c_ulong::from(true));
         let supervisor = libc::getpid();
         match libc::fork() {
             -1 => Err(io::Error::last_os_error()),
             0 => {
                 libc::setpgid(0, 0);
                 #[cfg(target_os = "linux")]
-                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                libc::prctl(
+                    libc::PR_SET_PDEATHSIG,
+                    libc::c_ulong::from(libc::SIGKILL.unsigned_abs()),
+                );
                 if libc::getppid() != supervisor {
                     libc::_exit(1);
                 }

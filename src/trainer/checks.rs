@@ -11,10 +11,7 @@ use super::{MusubiTraining, absolute, clone_of, is_replaced, path_of, weights_of
 use crate::error::Error;
 use crate::tuner::Clone;
 use crate::weights::{self, Weights};
-use crate::{adapter, config, disk, interpreter};
-
-/// The file in the training folder that an adapter is renamed into.
-pub const RENAMED_ADAPTER: &str = "base_weights_musubi.safetensors";
+use crate::{adapter, config, disk, interpreter, interrupt};
 
 /// Less than this and a run may end on a full disk: the LoRA in fp32 has 140 MB, its converted form as many, and
 /// the photos and caches come on top.
@@ -87,7 +84,7 @@ pub fn pre_cache(slf: &Bound<'_, MusubiTraining>) -> PyResult<Vec<String>> {
     let text_encoder = weights_of(slf, "text_encoder")?;
     exists("VAE weights not found", &vae)?;
     exists("Text encoder weights not found", &text_encoder)?;
-    Ok(recognise([vae, text_encoder])?)
+    recognise(slf.py(), [vae, text_encoder])
 }
 
 /// What `_launch_training` needs.
@@ -111,7 +108,7 @@ pub fn launch_training(slf: &Bound<'_, MusubiTraining>) -> PyResult<Vec<String>>
     for file in &files {
         exists("Model weights not found", file)?;
     }
-    Ok(recognise(files)?)
+    recognise(slf.py(), files)
 }
 
 /// What `_convert_for_comfyui` needs besides the LoRA.
@@ -123,17 +120,22 @@ pub fn conversion_script(slf: &Bound<'_, MusubiTraining>) -> PyResult<()> {
 }
 
 /// What is odd about weights; an error when they are certainly none.
-fn recognise(files: impl IntoIterator<Item = PathBuf>) -> Result<Vec<String>, Error> {
-    let mut warnings = Vec::new();
-    for file in files {
-        if let Weights::Unrecognised(why) = weights::inspect(&file)? {
-            warnings.push(format!(
-                "{} does not look like weights: {why}. Expected a safetensors file; going on, the tuner will judge.",
-                file.display()
-            ));
+fn recognise(
+    py: Python<'_>,
+    files: impl IntoIterator<Item = PathBuf> + Send,
+) -> PyResult<Vec<String>> {
+    interrupt::run_quietly(py, || {
+        let mut warnings = Vec::new();
+        for file in files {
+            if let Weights::Unrecognised(why) = weights::inspect(&file)? {
+                warnings.push(format!(
+                    "{} does not look like weights: {why}. Expected a safetensors file; going on, the tuner will judge.",
+                    file.display()
+                ));
+            }
         }
-    }
-    Ok(warnings)
+        Ok(warnings)
+    })
 }
 
 /// Whether this adapter is in a naming of which this clone merges nothing, without an error.
