@@ -7,6 +7,7 @@ import inspect
 import logging
 import os
 import pickle
+import shutil
 import signal
 import sys
 import threading
@@ -26,7 +27,7 @@ from harness.scenario import Work
 from harness.tuner import CONVERT, LATENTS, TEXT, TRAIN, end, is_running, wait_until
 from musubitraining import main
 from musubitraining.main import GPU, GPUMonitor, Models, MusubiTraining, logger
-from test_repairs import CUT_WEIGHTS, GIT_LFS_POINTER, header
+from test_repairs import CUT_WEIGHTS, GIT_LFS_POINTER, adapter_of_a_clone, header
 
 EMPTY = inspect.Parameter.empty
 POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -609,6 +610,56 @@ def test_broken_toml_is_known_first(workspace: Workspace) -> None:
     with pytest.raises(ValueError, match="Invalid TOML provided"):
         train(workspace)
     assert untouched(workspace)
+
+
+REPLACED = {
+    "_pre_cache": [f"musubi/{LATENTS}", f"musubi/{TEXT}"],
+    "_launch_training": [
+        f"musubi/{TRAIN}",
+        f"models/{WEIGHTS[2]}",
+        f"models/{WEIGHTS[3]}",
+        "site/accelerate/__init__.py",
+    ],
+    "_convert_for_comfyui": [f"musubi/{CONVERT}"],
+}
+
+
+@pytest.mark.parametrize("how", ["subclass", "class", "instance"])
+@pytest.mark.parametrize("method", REPLACED)
+def test_a_replaced_step_is_not_checked_for(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, method: str, how: str
+) -> None:
+    trained = workspace.output / "mine.safetensors"
+    trained.touch()
+
+    def step(*args: Any, **kwargs: Any) -> str:
+        return str(trained)
+
+    kind = type("Mine", (MusubiTraining,), {method: step}) if how == "subclass" else MusubiTraining
+    made = trainer(workspace, kind)
+    if how == "class":
+        monkeypatch.setattr(MusubiTraining, method, step)
+    elif how == "instance":
+        monkeypatch.setattr(made, method, step, raising=True)
+    for name in REPLACED[method]:
+        (workspace.root / name).unlink()
+    if method == "_launch_training":
+        shutil.rmtree(workspace.root / "site/accelerate")
+    assert train(workspace, made).startswith(str(workspace.output))
+
+
+def test_steps_that_are_left_out_are_not_checked_for(workspace: Workspace) -> None:
+    for name in (*REPLACED["_pre_cache"], *REPLACED["_convert_for_comfyui"]):
+        (workspace.root / name).unlink()
+    assert train(workspace, use_pre_cache=False, convert_for_comfyui=False)
+
+
+def test_an_adapter_is_renamed_for_a_training_alone(workspace: Workspace) -> None:
+    """No dataset has been prepared, so the training folder is not there yet."""
+    adapter_of_a_clone(converts=False)(workspace)
+    trainer(workspace)._launch_training(str(workspace.tuner.root / "pyproject.toml"))
+    (argv,) = (call["argv"] for call in workspace.tuner.calls())
+    assert Path(argv[argv.index("--base_weights") + 1]).parent == workspace.training
 
 
 # ---- bad input --------------------------------------------------------------------------------------------------

@@ -664,28 +664,39 @@ class Host:
         end(self.pids)
 
 
+# To the host alone unless "to all": a terminal signals the whole group in front of it.
+ENDS: dict[str, list[tuple[Callable[[int, int], None], int]]] = {
+    "SIGINT": [(os.kill, signal.SIGINT)],
+    "SIGTERM": [(os.kill, signal.SIGTERM)],
+    "SIGKILL": [(os.kill, signal.SIGKILL)],
+    "SIGINT twice": [(os.kill, signal.SIGINT), (os.kill, signal.SIGINT)],
+    "SIGINT, then SIGKILL": [(os.kill, signal.SIGINT), (os.kill, signal.SIGKILL)],
+    "SIGINT to all": [(os.killpg, signal.SIGINT)],
+    "SIGHUP to all": [(os.killpg, signal.SIGHUP)],
+    "SIGKILL to all": [(os.killpg, signal.SIGKILL)],
+}
+
+
 def test_the_whole_tree_ends_with_its_host(bench: Bench) -> None:
-    """Every family and every signal at once: stubborn processes are given time before they are killed."""
-    hosts: dict[str, tuple[Host, int]] = {}
+    """Every family and every end at once: stubborn processes are given time before they are killed."""
+    steps = [(name, LATENTS, pre_cache, actions) for name, actions in FAMILIES.items()]
+    steps.append(("the training below accelerate", TRAIN, launch, [["spawn", STUBBORN], ["hang"]]))
+    hosts: dict[str, Host] = {}
     try:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
-            for family, actions in FAMILIES.items():
+        for way in ENDS:
+            for family, script, run, actions in steps if " " not in way else steps[1:2]:
                 workspace = bench.workspace()
-                workspace.tuner.does(LATENTS, *actions)
-                name = f"{family}, {number.name}"
-                hosts[name] = Host.start(workspace, OURS, pre_cache, len(actions)), number
-            workspace = bench.workspace()
-            workspace.tuner.does(TRAIN, ["spawn", STUBBORN], ["hang"])
-            hosts[f"below accelerate, {number.name}"] = Host.start(workspace, OURS, launch, 2), number
-        for host, number in hosts.values():
-            # The host, and only the host.
-            os.kill(host.running.process.pid, number)
-        for host, _ in hosts.values():
+                workspace.tuner.does(script, *actions)
+                hosts[f"{way}: {family}"] = Host.start(workspace, OURS, run, len(actions))
+        for name, host in hosts.items():
+            for send, number in ENDS[name.partition(":")[0]]:
+                send(host.running.process.pid, number)
+        for host in hosts.values():
             host.running.process.wait(60)
-        survivors = {name: host.survivors(patience_s=30) for name, (host, _) in hosts.items()}
+        survivors = {name: host.survivors(patience_s=30) for name, host in hosts.items()}
         assert {name: pids for name, pids in survivors.items() if pids} == {}
     finally:
-        for host, _ in hosts.values():
+        for host in hosts.values():
             host.end()
 
 

@@ -38,6 +38,17 @@ def note_pid():
         os.rename(path + ".new", path)
 
 
+def inherited():
+    # What a process gets besides words and environment, as far as this system tells.
+    if not os.path.exists("/proc/self/status"):
+        return None
+    with open("/proc/self/status") as status:
+        lines = [line.split() for line in status]
+    state = {{line[0]: line[1] for line in lines if line[0] in ("SigBlk:", "SigIgn:", "Umask:")}}
+    descriptors = [os.path.join("/proc/self/fd", name) for name in os.listdir("/proc/self/fd") if int(name) > 2]
+    return {{**state, "open files": sorted(os.readlink(path) for path in descriptors if os.path.exists(path))}}
+
+
 def output_path():
 {output_path}
 
@@ -61,7 +72,15 @@ def spawn(ignore=(), setsid=False, daemon=False):
     hang()
 
 
-note(step=STEP, argv=sys.argv, command=sys.orig_argv, cwd=os.getcwd(), env=dict(os.environ))
+note(
+    step=STEP,
+    argv=sys.argv,
+    command=sys.orig_argv,
+    cwd=os.getcwd(),
+    env=dict(os.environ),
+    stdin=os.fstat(0).st_rdev,
+    inherited=inherited(),
+)
 with open(os.path.join(ROOT, "behaviour.json")) as file:
     actions = json.load(file).get(STEP, [["write"]])
 for action, *args in actions:
