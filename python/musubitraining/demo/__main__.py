@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import re
+import subprocess
 import sys
 import threading
 import zipfile
@@ -78,8 +79,10 @@ def main() -> int:
         _train(folder, arguments.steps)
     except KeyboardInterrupt:
         return _fail("interrupted")
+    except subprocess.CalledProcessError as error:
+        return _fail(f"a step failed with exit code {error.returncode}, the log above says why")
     except Exception as error:  # whatever it is, the reader gets one line
-        return _fail(f"{type(error).__name__}: {error}")
+        return _fail(f"{type(error).__name__}: {' '.join(str(error).split())}")
     return 0
 
 
@@ -136,8 +139,15 @@ def _prepare_environment() -> None:
     if importlib.util.find_spec("accelerate") is None:
         paths.append(str(LAUNCHER))
         sys.path.append(str(LAUNCHER))
-    inherited = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(paths + ([inherited] if inherited else []))
+    _extend("PYTHONPATH", paths, os.pathsep)
+    # The photos come from this machine, whatever proxy the rest of the world is behind.
+    for name in ("NO_PROXY", "no_proxy"):
+        _extend(name, ["127.0.0.1"], ",")
+
+
+def _extend(variable: str, values: list[str], separator: str) -> None:
+    inherited = os.environ.get(variable)
+    os.environ[variable] = separator.join(values + ([inherited] if inherited else []))
 
 
 class _QuietHandler(SimpleHTTPRequestHandler):

@@ -82,10 +82,12 @@ class ProgressBar:
 def progress(items: Iterable[T]) -> Iterator[T]:
     """Yields the items and counts them on a bar without a total."""
     bar = ProgressBar()
-    for item in items:
-        yield item
-        bar.update()
-    bar.close()
+    try:
+        for item in items:
+            yield item
+            bar.update()
+    finally:
+        bar.close()
 
 
 def format_duration(seconds: float) -> str:

@@ -80,10 +80,14 @@ class StoredTensor:
         """The tensor times `factor`, in its own type: rounded as torch rounds, whole numbers stay whole."""
         if self.dtype in {"BF16", "F16"}:
             return store(self.floats() * np.float32(factor), self.dtype)
-        if self.array.dtype.kind == "f":
-            return StoredTensor(self.dtype, self.array * self.array.dtype.type(factor))
-        product = self.array * factor
+        product = self.array * self.array.dtype.type(factor)
         return StoredTensor(self.dtype, np.asarray(product, dtype=self.array.dtype))
+
+    def divided(self, divisor: int) -> StoredTensor:
+        """The tensor over `divisor`, in its own type, but whole numbers become 32-bit floats."""
+        if self.dtype == "F64":
+            return StoredTensor(self.dtype, np.asarray(self.array / divisor))
+        return store(self.floats() / np.float32(divisor), self.dtype if self.dtype in {"BF16", "F16"} else "F32")
 
 
 Tensors = dict[str, StoredTensor]

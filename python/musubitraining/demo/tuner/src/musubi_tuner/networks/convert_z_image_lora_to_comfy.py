@@ -70,7 +70,7 @@ def split_attention(tensors: Tensors) -> int:
             ranks, outs = slice(index * rank, (index + 1) * rank), slice(index * rows, (index + 1) * rows)
             tensors[f"{base}{part}.{_DOWN}"] = StoredTensor(down.dtype, down.array[ranks])
             tensors[f"{base}{part}.{_UP}"] = StoredTensor(up.dtype, up.array[outs, ranks])
-            tensors[f"{base}{part}.{_ALPHA}"] = alpha.scaled(1 / len(_PARTS))
+            tensors[f"{base}{part}.{_ALPHA}"] = alpha.divided(len(_PARTS))
     return len(merged)
 
 

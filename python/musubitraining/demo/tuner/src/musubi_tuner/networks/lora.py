@@ -43,20 +43,21 @@ class LoRAModule:
     def __call__(self, inputs: Floats) -> tuple[Floats, Backward]:
         """What the LoRA adds."""
         kept: Floats = np.ones(1, dtype=np.float32)
-        low = inputs @ self.down.T
+        low: Floats = inputs @ self.down.T
         if self.dropout:
             passed = self.rng.random(low.shape, dtype=np.float32) >= self.dropout
-            kept = passed.astype(np.float32) / np.float32(1 - self.dropout)
+            kept = np.divide(passed, 1 - self.dropout, dtype=np.float32)
             low = low * kept
 
         def backward(gradient: Floats) -> Floats:
-            scaled = gradient * self.scale
-            to_low = (scaled @ self.up) * kept
+            scaled: Floats = gradient * self.scale
+            to_low: Floats = (scaled @ self.up) * kept
             self.up_gradient += scaled.T @ low
             self.down_gradient += to_low.T @ inputs
             return to_low @ self.down
 
-        return (low @ self.up.T) * self.scale, backward
+        added: Floats = low @ self.up.T
+        return added * self.scale, backward
 
     def clear_gradients(self) -> None:
         """Starts the sums of gradients anew."""

@@ -135,9 +135,8 @@ class NetworkTrainer:
         transformer = load_transformer(args.dit)
         swappable = len(transformer.blocks) - 2
         if (args.blocks_to_swap or 0) > swappable:
-            raise AssertionError(
-                f"Cannot swap more than {swappable} blocks. Requested {args.blocks_to_swap} blocks to swap."
-            )
+            requested = f"Requested {args.blocks_to_swap} double blocks."
+            raise AssertionError(f"Cannot swap more than {swappable} double blocks. {requested}")
         return transformer
 
     def _build_network(self, transformer: ZImageTransformer2DModel) -> LoRANetwork:
