@@ -23,11 +23,14 @@ np = pytest.importorskip("numpy")
 Image = pytest.importorskip("PIL.Image")
 
 SPEC = importlib.util.find_spec("musubitraining")
-PACKAGE = Path(SPEC.submodule_search_locations[0]) if SPEC else Path(__file__).parents[1] / "python" / "musubitraining"
+SOURCE = Path(__file__).parents[1] / "python" / "musubitraining"
+PACKAGE = Path(SPEC.origin).parent if SPEC and SPEC.origin else SOURCE
 DEMO = PACKAGE / "demo"
 TUNER = DEMO / "tuner"
 CONVERTER = TUNER / "src" / "musubi_tuner" / "networks" / "convert_z_image_lora_to_comfy.py"
 FLAGS = json.loads((Path(__file__).parent / "demo_flags.json").read_text())
+
+Tensors = dict[str, tuple[str, tuple[int, ...], bytes]]
 
 MODULES = (
     *(f"attention_to_{part}" for part in ("q", "k", "v", "out_0")),
@@ -48,7 +51,7 @@ def python(*args: str | Path, path: tuple[Path, ...] = (TUNER / "src",), **optio
     return SimpleNamespace(code=done.returncode, out=out, err=err, last=lines[-1] if lines else "")
 
 
-def read(path: Path) -> tuple[dict[str, Any], dict[str, str] | None]:
+def read(path: Path) -> tuple[Tensors, dict[str, str] | None]:
     """An independent reader: name to (type, shape, bytes), and the metadata."""
     raw = path.read_bytes()
     (length,) = struct.unpack("<Q", raw[:8])
@@ -62,7 +65,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, str] | None]:
     return tensors, metadata
 
 
-def write(path: Path, tensors: dict[str, tuple[str, tuple[int, ...], bytes]], metadata: dict[str, str] | None) -> None:
+def write(path: Path, tensors: Tensors, metadata: dict[str, str] | None) -> None:
     header: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
     data = b""
     for name, (dtype, shape, values) in tensors.items():
@@ -404,7 +407,7 @@ def test_a_text_cache_keeps_what_else_it_holds(workspace: Workspace) -> None:
     path = workspace.cache / "cat_eyes_zi_te.safetensors"
     tensors, metadata = read(path)
     assert metadata
-    stale = {"varlen_llm_embed_float16": ("F16", (1,), b"\0\0"), "other": ("F32", (1,), b"\0\0\0\0")}
+    stale: Tensors = {"varlen_llm_embed_float16": ("F16", (1,), b"\0\0"), "other": ("F32", (1,), b"\0\0\0\0")}
     write(path, stale | {"x": ("U8", (), b"\1")}, metadata | {"caption1": "before", "note": "mine"})
     done = workspace.texts()
     assert done.code == 0
@@ -481,7 +484,7 @@ def test_lora_has_the_names_shapes_and_metadata_of_musubi_tuner(trained: SimpleN
     tensors, metadata = read(trained.file)
     assert metadata
     sizes = {"feed_forward_w1": (341, 128), "feed_forward_w2": (128, 341), "feed_forward_w3": (341, 128)}
-    expected = {}
+    expected: dict[str, tuple[str, tuple[int, ...]]] = {}
     for layer in range(2):
         for module in MODULES:
             outputs, inputs = sizes.get(module, (128, 128))
@@ -740,7 +743,7 @@ def test_the_converter_merges_queries_keys_and_values(trained: SimpleNamespace, 
 def test_the_converter_alone(tmp_path: Path) -> None:
     source, target = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     names = [f"lora_unet_layers_0_attention_to_{part}" for part in "qkv"]
-    tensors = {}
+    tensors: Tensors = {}
     for name in names:
         tensors[f"{name}.lora_down.weight"] = ("F32", (1, 1), struct.pack("<f", 2))
         tensors[f"{name}.lora_up.weight"] = ("F32", (1, 1), struct.pack("<f", 3))
@@ -809,7 +812,7 @@ def test_the_launcher_ended_alone_leaves_the_script_running(tmp_path: Path) -> N
     script = tmp_path / "script.py"
     script.write_text("import os, sys\nprint(os.getpid(), flush=True)\nsys.stdin.read()\n")
     env = {**os.environ, "PYTHONPATH": str(DEMO / "launcher")}
-    command = [sys.executable, "-m", "accelerate.commands.launch", script]
+    command = [sys.executable, "-m", "accelerate.commands.launch", str(script)]
     with subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as launcher:
         assert launcher.stdin
         assert launcher.stdout
