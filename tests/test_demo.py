@@ -837,7 +837,7 @@ def test_the_photos_are_small_and_credited() -> None:
 def test_the_demonstration_trains_through_the_library(tmp_path: Path) -> None:
     pytest.importorskip("musubitraining.main", reason="the package is not installed", exc_type=ImportError)
     started = time.monotonic()
-    done = python("-m", "musubitraining.demo", "--folder", tmp_path / "a b é", "--steps", "40", path=(), cwd=tmp_path)
+    done = python("-m", "musubitraining.demo", "--folder", tmp_path / "a b é", "--steps", "100", path=(), cwd=tmp_path)
     assert done.code == 0, done.err
     lines = done.out.splitlines()
     converted = tmp_path / "a b é" / "output" / "output_lora_model_comfyui.safetensors"
@@ -846,9 +846,9 @@ def test_the_demonstration_trains_through_the_library(tmp_path: Path) -> None:
     durations = dict(re.findall(r"^([\w:]+) +([\d.]+)s$", done.out, re.MULTILINE))
     assert list(durations) == ["precache:latents", "precache:text_encoder", "train", "convert:comfyui"]
     assert all(float(duration) <= time.monotonic() - started for duration in durations.values())
-    found = re.search(r"mean loss of the first tenth of the steps ([\d.]+), of the last ([\d.]+)", done.out)
+    found = re.search(r"^The loss fell from ([\d.]+) to ([\d.]+) ", done.out, re.MULTILINE)
     assert found
-    assert float(found[2]) < float(found[1])
+    assert float(found[2]) < 0.9 * float(found[1])
     assert "for trying the pipeline" in done.out
 
 

@@ -60,7 +60,7 @@ class Report(logging.Handler):
         for step, loss in re.findall(r"steps: .*? (\d+)/\d+ \[.*?avr_loss=([^],]+)", line):
             self.losses[int(step)] = float(loss)
 
-    def loss_fall(self) -> tuple[float, float]:
+    def losses_at_the_ends(self) -> tuple[float, float]:
         """The mean of the reported losses over the first and over the last tenth of the steps."""
         losses = [loss for _, loss in sorted(self.losses.items())]
         tenth = max(1, len(losses) // 10)
@@ -184,8 +184,9 @@ def _print_report(report: Report, path: str) -> None:
     for step, duration in report.durations.items():
         print(f"{step:24}{duration:>8}")
     if report.losses:
-        first, last = report.loss_fall()
-        print(f"mean loss of the first tenth of the steps {first:.3f}, of the last {last:.3f}")
+        first, last = report.losses_at_the_ends()
+        went = "fell" if last < first else "has not fallen yet: it went"
+        print(f"The loss {went} from {first:.3f} to {last:.3f} (means over the first and the last tenth of the steps).")
     print("This LoRA is for trying the pipeline. It was fitted to a small random model and makes no pictures.")
     print(path)
 
