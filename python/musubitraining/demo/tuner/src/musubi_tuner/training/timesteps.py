@@ -33,14 +33,15 @@ def _sample(args: argparse.Namespace, latents: Floats, rng: np.random.Generator)
     if kind == "logsnr":
         return _sigmoid(-(args.logit_mean + args.logit_std * rng.standard_normal()) / 2)
     if kind == "shift" or kind in _SHIFT_LINES:
-        shift = args.discrete_flow_shift if kind == "shift" else _shift_for_size(kind, latents)
+        shift: float = args.discrete_flow_shift if kind == "shift" else _shift_for_size(kind, latents)
         share = _sigmoid(args.sigmoid_scale * rng.standard_normal())
         return share * shift / (1 + (shift - 1) * share)
     if kind in {"ideogram4_shift", "flux2_shift", "qinglong_flux", "qinglong_qwen"}:
         raise NotImplementedError(f"the miniature tuner has no --timestep_sampling {kind}")
     # sigma, and what a config file may say unchecked
+    shift = args.discrete_flow_shift
     share = _sample_density(args, rng)
-    return share * args.discrete_flow_shift / (1 + (args.discrete_flow_shift - 1) * share)
+    return share * shift / (1 + (shift - 1) * share)
 
 
 def _sample_density(args: argparse.Namespace, rng: np.random.Generator) -> float:
@@ -48,7 +49,8 @@ def _sample_density(args: argparse.Namespace, rng: np.random.Generator) -> float
         return 1 - _sigmoid(args.logit_mean + args.logit_std * rng.standard_normal())
     share = float(rng.random())
     if args.weighting_scheme == "mode":
-        return share + args.mode_scale * (math.cos(math.pi * share / 2) ** 2 - 1 + share)
+        scale: float = args.mode_scale
+        return share + scale * (math.cos(math.pi * share / 2) ** 2 - 1 + share)
     return 1 - share
 
 

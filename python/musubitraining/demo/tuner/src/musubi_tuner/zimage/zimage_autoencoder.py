@@ -37,5 +37,5 @@ class AutoencoderKL:
         rows, columns = pixels.shape[0] // PATCH_PIXELS, pixels.shape[1] // PATCH_PIXELS
         values = pixels[: rows * PATCH_PIXELS, : columns * PATCH_PIXELS].astype(np.float32) / 127.5 - 1.0
         patches = values.reshape(rows, PATCH_PIXELS, columns, PATCH_PIXELS, 3)
-        latents = np.einsum("rycxk,okyx->orc", patches, self.weight) + self.bias[:, None, None]
-        return latents.astype(np.float32)
+        latents: Floats = np.einsum("rycxk,okyx->orc", patches, self.weight) + self.bias[:, None, None]
+        return latents

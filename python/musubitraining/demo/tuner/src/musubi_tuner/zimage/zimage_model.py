@@ -83,23 +83,25 @@ class Linear:
 
 def rms_norm(inputs: Floats, weight: Floats) -> tuple[Floats, Backward]:
     """Scales the last axis to a root mean square of 1, times a weight for each feature."""
-    scale = 1 / np.sqrt(np.mean(inputs**2, axis=-1, keepdims=True) + _NORM_EPSILON)
+    scale: Floats = 1 / np.sqrt(np.mean(inputs**2, axis=-1, keepdims=True) + _NORM_EPSILON)
 
     def backward(gradient: Floats) -> Floats:
         weighted = gradient * weight
-        return scale * (weighted - inputs * scale**2 * np.mean(weighted * inputs, axis=-1, keepdims=True))
+        along: Floats = np.mean(weighted * inputs, axis=-1, keepdims=True)
+        return scale * (weighted - inputs * scale**2 * along)
 
     return inputs * scale * weight, backward
 
 
 def layer_norm(inputs: Floats) -> tuple[Floats, Backward]:
     """Brings the last axis to mean 0 and variance 1."""
-    scale = 1 / np.sqrt(np.var(inputs, axis=-1, keepdims=True) + _NORM_EPSILON)
+    scale: Floats = 1 / np.sqrt(np.var(inputs, axis=-1, keepdims=True) + _NORM_EPSILON)
     normed = (inputs - np.mean(inputs, axis=-1, keepdims=True)) * scale
 
     def backward(gradient: Floats) -> Floats:
-        along = np.mean(gradient * normed, axis=-1, keepdims=True)
-        return scale * (gradient - np.mean(gradient, axis=-1, keepdims=True) - normed * along)
+        mean: Floats = np.mean(gradient, axis=-1, keepdims=True)
+        along: Floats = np.mean(gradient * normed, axis=-1, keepdims=True)
+        return scale * (gradient - mean - normed * along)
 
     return normed, backward
 
@@ -112,7 +114,8 @@ def silu(inputs: Floats) -> tuple[Floats, Backward]:
 
 def sigmoid(inputs: Floats) -> Floats:
     """1 / (1 + exp(-x)), without an overflow."""
-    return (0.5 * (1 + np.tanh(0.5 * inputs))).astype(np.float32)
+    gate: Floats = 0.5 * (1 + np.tanh(0.5 * inputs))
+    return gate
 
 
 def attend(
