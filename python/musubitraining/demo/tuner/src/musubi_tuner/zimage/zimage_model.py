@@ -96,7 +96,7 @@ def rms_norm(inputs: Floats, weight: Floats) -> tuple[Floats, Backward]:
 def layer_norm(inputs: Floats) -> tuple[Floats, Backward]:
     """Brings the last axis to mean 0 and variance 1."""
     scale: Floats = 1 / np.sqrt(np.var(inputs, axis=-1, keepdims=True) + _NORM_EPSILON)
-    normed = (inputs - np.mean(inputs, axis=-1, keepdims=True)) * scale
+    normed: Floats = (inputs - np.mean(inputs, axis=-1, keepdims=True)) * scale
 
     def backward(gradient: Floats) -> Floats:
         mean: Floats = np.mean(gradient, axis=-1, keepdims=True)
