@@ -234,6 +234,12 @@ def wait_until(condition: Any, seconds: float) -> bool:
 
 def is_running(pid: int) -> bool:
     """Not ended; a zombie has ended (where process 1 does not reap, orphans stay so)."""
+    if not os.path.exists("/proc/self/stat"):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
