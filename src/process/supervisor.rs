@@ -70,6 +70,7 @@ fn fork_supervised(lifeline: RawFd, host: pid_t) -> io::Result<()> {
                 for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGCHLD] {
                     libc::signal(signal, libc::SIG_DFL);
                 }
+                inherit_standard_streams_only();
                 let mut none = std::mem::zeroed();
                 libc::sigemptyset(&raw mut none);
                 libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());
@@ -139,37 +140,47 @@ impl Supervisor {
     fn end_tree(&self, steps: &[(c_int, u32)]) {
         for &(signal, grace_ms) in steps {
             self.signal_tree(signal);
-            if self.is_gone_within(grace_ms) {
+            if self.is_gone_within(grace_ms, signal) {
                 return;
             }
         }
         for _ in 0..KILL_MS / LOOK_MS {
             self.signal_tree(libc::SIGKILL);
-            if self.is_gone_within(LOOK_MS) {
+            if self.is_gone_within(LOOK_MS, libc::SIGKILL) {
                 return;
             }
         }
     }
 
     fn signal_tree(&self, signal: c_int) {
-        // SAFETY: the group's leader is our unreaped child, the others are our unreaped children: no stranger is hit.
-        unsafe {
-            libc::kill(-self.command, signal);
-            self.for_each_other(|pid| {
-                libc::kill(pid, signal);
-            });
-        }
+        // SAFETY: the group's leader is our unreaped child: no stranger is hit.
+        unsafe { libc::kill(-self.command, signal) };
+        self.signal_others(signal);
     }
 
-    fn is_gone_within(&self, milliseconds: u32) -> bool {
+    fn signal_others(&self, signal: c_int) {
+        // SAFETY: they are our unreaped children: no stranger is hit.
+        self.for_each_other(|pid| unsafe {
+            libc::kill(pid, signal);
+        });
+    }
+
+    /// Passes `signal` on to what comes to us when the command ends: until then it was out of reach.
+    fn is_gone_within(&self, milliseconds: u32, signal: c_int) -> bool {
+        let mut ended_before = self.has_ended();
         let mut waited = 0;
         loop {
             self.reap_others();
             let mut others = 0;
             self.for_each_other(|_| others += 1);
-            if others == 0 && self.has_ended() {
+            let ended = self.has_ended();
+            if others == 0 && ended {
                 return true;
             }
+            if ended && !ended_before {
+                self.signal_others(signal);
+            }
+            ended_before = ended;
             if waited >= milliseconds {
                 return false;
             }
@@ -251,11 +262,37 @@ fn keep_only(lifeline: RawFd) {
         if libc::syscall(libc::SYS_close_range, 1, libc::c_uint::MAX, 0) == 0 {
             return;
         }
-        let limit = libc::sysconf(libc::_SC_OPEN_MAX).clamp(256, 65_536);
-        for descriptor in 1..c_int::try_from(limit).unwrap_or(65_536) {
+        for descriptor in 1..most_descriptors() {
             libc::close(descriptor);
         }
     }
+}
+
+/// Marks everything but stdin, stdout and stderr to be closed by exec, as Python's `subprocess` does: what the host
+/// has made inheritable is not for its training.
+fn inherit_standard_streams_only() {
+    // SAFETY: a flag on this process's own descriptors.
+    unsafe {
+        #[cfg(target_os = "linux")]
+        if libc::syscall(
+            libc::SYS_close_range,
+            3,
+            libc::c_uint::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        ) == 0
+        {
+            return;
+        }
+        for descriptor in 3..most_descriptors() {
+            libc::fcntl(descriptor, libc::F_SETFD, libc::FD_CLOEXEC);
+        }
+    }
+}
+
+fn most_descriptors() -> c_int {
+    // SAFETY: no preconditions.
+    let limit = unsafe { libc::sysconf(libc::_SC_OPEN_MAX) };
+    c_int::try_from(limit.clamp(256, 65_536)).unwrap_or(65_536)
 }
 
 /// Waits for the lifeline's end, interrupted by SIGCHLD, for a second at most.
