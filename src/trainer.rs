@@ -95,8 +95,7 @@ impl MusubiTraining {
             let path = path_of(slf, attribute)?;
             checks::exists(what, &path)?;
         }
-        let output = path_of(slf, "absolute_path_output")?;
-        Ok(fs::create_dir_all(&output).map_err(Error::io("create", &output))?)
+        Ok(make_folder(&path_of(slf, "absolute_path_output")?)?)
     }
 
     fn __reduce_ex__<'py>(slf: &Bound<'py, Self>, protocol: i32) -> PyResult<Bound<'py, PyAny>> {
@@ -221,7 +220,7 @@ impl MusubiTraining {
         let trigger_word = arguments::text("trigger_word", trigger_word)?;
         let toml_text = arguments::text("dataset_toml_content", dataset_toml_content)?;
         checks::cache_folders(&toml_text, &folder)?;
-        fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
+        make_folder(&folder)?;
         slf.call_method1("_validate_toml_str", (dataset_toml_content,))?;
         for warning in checks::dataset_toml(&toml_text, &folder)? {
             log.warning(("[dataset] %s", warning))?;
@@ -534,6 +533,14 @@ fn path_of(slf: &Bound<'_, MusubiTraining>, attribute: &str) -> PyResult<PathBuf
     slf.getattr(attribute)?.extract()
 }
 
+/// With its parents, unless something is there already.
+fn make_folder(path: &Path) -> Result<(), Error> {
+    if path.exists() {
+        return Ok(());
+    }
+    fs::create_dir_all(path).map_err(Error::io("create", path))
+}
+
 fn clone_of(slf: &Bound<'_, MusubiTraining>) -> PyResult<Clone> {
     Ok(Clone::new(absolute(&path_of(
         slf,
@@ -590,7 +597,7 @@ fn mergeable_adapter(slf: &Bound<'_, MusubiTraining>, clone: &Clone) -> PyResult
         if !checks::is_merged_in_vain(&given, clone)? {
             return Ok(false);
         }
-        fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
+        make_folder(&folder)?;
         adapter::rename(&given, &renamed)?;
         Ok(true)
     })?;
