@@ -225,7 +225,7 @@ class MusubiTraining:
             trigger_word: the caption of every photo.
             use_pre_cache: run the two caching steps.
             convert_for_comfyui: convert the LoRA for ComfyUI.
-            output_name: the LoRA's file name without its ending (from the original, as are the next two).
+            output_name: the LoRA's file name without its ending.
             max_train_steps: optimisation steps, at least 1.
             seed: of the training's random numbers, 0 to 2**32 - 1.
 
