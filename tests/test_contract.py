@@ -96,7 +96,6 @@ FIVE = (
 )
 OPTIONS = (("output_name", NAMED, "output_lora_model"), ("max_train_steps", NAMED, 2000), ("seed", NAMED, 42))
 METHODS = {
-    "__init__": FIVE,
     "_run_cmd": (("step", POSITIONAL, EMPTY), ("cmd", POSITIONAL, EMPTY), ("cwd", NAMED, EMPTY)),
     "_validate_toml_str": (("toml_content", POSITIONAL, EMPTY),),
     "_prepare_dataset": (
@@ -129,7 +128,7 @@ def test_signature_of_the_class() -> None:
     assert parameters(Models) == tuple((name, POSITIONAL, file) for name, file in zip(names, WEIGHTS, strict=True))
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "__init__"])
+@pytest.mark.parametrize("name", METHODS)
 def test_signature_of_a_method(workspace: Workspace, name: str) -> None:
     (self_name, self_kind, self_default), *rest = parameters(getattr(MusubiTraining, name))
     assert (self_name, self_default) == ("self", EMPTY)

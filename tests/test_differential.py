@@ -507,7 +507,6 @@ VAE, TEXT_ENCODER = "models/ae.safetensors", "models/qwen_3_4b.safetensors"
 DIT = "models/z_image_de_turbo_v1_bf16.safetensors"
 ADAPTER = "models/zimage_turbo_training_adapter_v2.safetensors"
 KNOWN_FIRST = May(know_first=True)
-FAILED_PREPARATION = May(keep_the_old_dataset=True)
 OWN_WORDS = May(own_words=True, keep_the_old_dataset=True)
 
 
@@ -589,8 +588,7 @@ def test_dataset_that_cannot_be_had(bench: Bench, case: Case) -> None:
         Case(run_in_missing_folder, may=May(own_words=True)),
         *(
             Case(train, does(script, ["say", "oh no\n"], ["exit", code]), name=f"{script} exits {code}")
-            for script, code in ((LATENTS, 1), (TEXT, 2), (TRAIN, 255), (CONVERT, 3))
-            if script != CONVERT
+            for script, code in ((LATENTS, 1), (TEXT, 2), (TRAIN, 255))
         ),
         *(
             Case(train, does(script, ["signal", number]), name=f"{script} killed by {number}")

@@ -42,9 +42,9 @@ class Exchange(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(length))
         self.end_headers()
 
-    def pause(self, seconds: float | None = None) -> None:
-        """Waits, but not past the end of the test."""
-        self.server.owner.closing.wait(seconds)
+    def pause(self) -> None:
+        """Waits for the end of the test."""
+        self.server.owner.closing.wait()
 
 
 Reply = Callable[[Exchange], None]
@@ -186,19 +186,6 @@ def without_length(data: bytes) -> Reply:
     def reply(exchange: Exchange) -> None:
         exchange.head(200)
         exchange.wfile.write(data)
-
-    return reply
-
-
-def drip(data: bytes, *, piece: int, every_s: float) -> Reply:
-    """The file, a little at a time."""
-
-    def reply(exchange: Exchange) -> None:
-        exchange.head(200, len(data))
-        for start in range(0, len(data), piece):
-            exchange.wfile.write(data[start : start + piece])
-            exchange.wfile.flush()
-            exchange.pause(every_s)
 
     return reply
 
