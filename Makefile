@@ -16,11 +16,13 @@ tools:
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing: install Python 3.10 or newer (https://www.python.org/downloads, or: apt install python3), or name one with make PYTHON=/path/to/python"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "$(PYTHON) is older than 3.10: name a newer one with make PYTHON=/path/to/python"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot make environments: install its venv module (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
-	@command -v cargo >/dev/null || { echo "cargo is missing: install Rust (https://rustup.rs, or: apt install cargo, 1.88 or newer)"; exit 1; }
+	@command -v cargo >/dev/null || { echo "cargo is missing: install Rust, 1.88 or newer (https://rustup.rs)"; exit 1; }
+	@cargo --version | $(PYTHON) -c 'import re, sys; sys.exit(tuple(map(int, re.findall(r"\d+", input())[:2])) < (1, 88))' || { echo "$$(cargo --version) is too old: install Rust 1.88 or newer (https://rustup.rs)"; exit 1; }
 	@command -v cc >/dev/null || { echo "cc is missing: install a C compiler (Debian, Ubuntu: apt install build-essential; macOS: xcode-select --install)"; exit 1; }
 
 demo: tools
 	@test -x $(DEMO_VENV)/bin/python || $(PYTHON) -m venv $(DEMO_VENV)
+	@echo "building and installing the package, some minutes the first time"
 	$(DEMO_VENV)/bin/python -m pip install --quiet --disable-pip-version-check '.[demo]'
 	$(DEMO_VENV)/bin/python -m musubitraining.demo
 
