@@ -164,8 +164,8 @@ mod tests {
 
     #[test]
     fn tensors_stay_and_alpha_is_the_rank_unless_it_was_there() {
-        let folder = std::env::temp_dir().join(format!("adapter-{}", std::process::id()));
-        fs::create_dir_all(&folder).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
         let (source, destination) = (
             folder.join("theirs.safetensors"),
             folder.join("ours.safetensors"),
@@ -204,10 +204,9 @@ mod tests {
             metadata
         );
         assert_eq!(
-            fs::read_dir(&folder).unwrap().count(),
+            fs::read_dir(folder).unwrap().count(),
             2,
             "nothing else is left behind"
         );
-        fs::remove_dir_all(&folder).unwrap();
     }
 }

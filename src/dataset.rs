@@ -1,12 +1,12 @@
 //! URL in, ready folder out: downloaded, extracted, chosen, captioned beside the old dataset, and swapped in whole.
 
-pub mod archive;
-pub mod caption;
-pub mod download;
-pub mod image;
+mod archive;
+mod caption;
+mod download;
+mod image;
 #[cfg(test)]
 mod samples;
-pub mod space;
+mod space;
 mod tls;
 
 use std::collections::BTreeMap;
@@ -218,7 +218,7 @@ fn build(
     fs::create_dir(&extracted).map_err(Error::io("create", &extracted))?;
     let Extraction {
         photos,
-        mut left_out,
+        left_out,
         others,
     } = archive::extract(
         &zip,
@@ -230,7 +230,7 @@ fn build(
     fs::remove_file(&zip).map_err(Error::io("remove", &zip))?;
 
     let mut left_out: Vec<(String, String)> = left_out
-        .drain(..)
+        .into_iter()
         .map(|(name, reason)| (name, reason.to_owned()))
         .collect();
     let photos = judge(photos, &mut left_out, task)?;
@@ -479,7 +479,7 @@ fn rename(from: &Path, to: &Path) -> Result<(), Error> {
         } else {
             error
         };
-        Error::io("move the dataset's", from)(error)
+        Error::io("move", from)(error)
     })
 }
 

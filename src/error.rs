@@ -1,11 +1,14 @@
 //! Everything that can go wrong, in the field's words, and its only mapping to Python exceptions.
 
+mod download;
+
 use std::io;
 use std::path::{Path, PathBuf};
 
 use pyo3::exceptions::{PyFileNotFoundError, PyOSError, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyType};
+
+pub use download::{DownloadError, restore_download_error};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -71,13 +74,13 @@ impl From<Error> for PyErr {
             Error::Unusable(_) | Error::Cancelled => PyRuntimeError::new_err(message),
             Error::BadZip(_) => Python::attach(|py| bad_zip_file(py, message)),
             Error::Download { failure, .. } => {
-                Python::attach(|py| download_error(py, failure, &message))
+                Python::attach(|py| download::raised(py, failure, &message))
             }
             Error::Io {
                 action,
                 path,
                 source,
-            } => match source.raw_os_error() {
+            } => match errno(&source) {
                 // OSError(errno, text, filename) becomes FileNotFoundError, PermissionError, … by its errno.
                 Some(errno) => {
                     PyOSError::new_err((errno, format!("cannot {action}: {source}"), path))
@@ -92,6 +95,17 @@ impl From<Error> for PyErr {
     }
 }
 
+/// Also of an error that we have put into words of our own.
+fn errno(error: &io::Error) -> Option<i32> {
+    error.raw_os_error().or(match error.kind() {
+        io::ErrorKind::StorageFull => Some(libc::ENOSPC),
+        io::ErrorKind::ResourceBusy => Some(libc::EBUSY),
+        io::ErrorKind::PermissionDenied => Some(libc::EACCES),
+        io::ErrorKind::NotFound => Some(libc::ENOENT),
+        _ => None,
+    })
+}
+
 fn bad_zip_file(py: Python<'_>, message: String) -> PyErr {
     match py
         .import("zipfile")
@@ -100,46 +114,4 @@ fn bad_zip_file(py: Python<'_>, message: String) -> PyErr {
         Ok(exception) => PyErr::from_value(exception),
         Err(error) => error,
     }
-}
-
-pyo3::create_exception!(
-    musubitraining,
-    DownloadError,
-    PyOSError,
-    "The zip of photos could not be had. `status` is the HTTP status, or None where there was no answer."
-);
-
-/// A [`DownloadError`] that `except requests.RequestException` also catches, where `requests` is importable.
-fn download_error(py: Python<'_>, failure: DownloadFailure, message: &str) -> PyErr {
-    beside_requests(py, failure, message).unwrap_or_else(|error| error)
-}
-
-fn beside_requests(py: Python<'_>, failure: DownloadFailure, message: &str) -> PyResult<PyErr> {
-    let (sibling, status) = match failure {
-        DownloadFailure::Status(status) => ("HTTPError", Some(status)),
-        DownloadFailure::Connection => ("ConnectionError", None),
-        DownloadFailure::Timeout => ("Timeout", None),
-    };
-    let base = py.get_type::<DownloadError>();
-    let exception = match py.import("requests") {
-        Ok(requests) => {
-            let namespace = PyDict::new(py);
-            namespace.set_item("__module__", "musubitraining")?;
-            let bases = (&base, requests.getattr(sibling)?);
-            let exception = py
-                .get_type::<PyType>()
-                .call1((sibling, bases, namespace))?
-                .call1((message,))?;
-            if let Some(status) = status {
-                // Callers look at `error.response.status_code`.
-                let response = requests.getattr("Response")?.call0()?;
-                response.setattr("status_code", status)?;
-                exception.setattr("response", response)?;
-            }
-            exception
-        }
-        Err(_) => base.call1((message,))?,
-    };
-    exception.setattr("status", status)?;
-    Ok(PyErr::from_value(exception))
 }

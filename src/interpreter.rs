@@ -5,10 +5,10 @@ use std::env;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
+use crate::error::Error;
 use crate::interrupt;
 use crate::process::{self, Command};
 
@@ -18,12 +18,14 @@ use crate::process::{self, Command};
 /// `RuntimeError` where an embedding host left it empty.
 pub fn executable(py: Python<'_>) -> PyResult<OsString> {
     let executable: Option<OsString> = py.import("sys")?.getattr("executable")?.extract()?;
-    executable.filter(|path| !path.is_empty()).ok_or_else(|| {
-        PyRuntimeError::new_err(
+    let executable = executable.filter(|path| !path.is_empty());
+    Ok(executable.ok_or_else(|| {
+        Error::Unusable(
             "sys.executable is empty: expected the path of the Python interpreter that is to run Musubi Tuner's \
-             scripts. Set sys.executable to it.",
+             scripts. Set sys.executable to it."
+                .to_owned(),
         )
-    })
+    })?)
 }
 
 /// Whether the interpreter can import the top-level package `name`.
@@ -80,7 +82,7 @@ fn lies_beside_the_script(py: Python<'_>, name: &str) -> PyResult<bool> {
 /// Has another interpreter look; `None` where it gives no clear answer.
 fn ask(py: Python<'_>, executable: OsString, name: &str) -> PyResult<Option<bool>> {
     let question = format!(
-        "import importlib.util, sys; sys.path.pop(0); sys.exit(100 + (importlib.util.find_spec({name:?}) is None))"
+        "import importlib.util, sys; sys.exit(100 + (importlib.util.find_spec({name:?}) is None))"
     );
     let command = Command {
         argv: vec![executable, "-c".into(), question.into()],

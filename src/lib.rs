@@ -1,20 +1,21 @@
 //! The native half of `musubitraining`: its modules, and what Python sees of them.
 
-pub mod adapter;
-pub mod config;
-pub mod dataset;
-pub mod disk;
-pub mod error;
-pub mod gpu;
-pub mod interpreter;
-pub mod interrupt;
-pub mod models;
-pub mod plain_class;
-pub mod process;
-pub mod task;
-pub mod trainer;
-pub mod tuner;
-pub mod weights;
+mod adapter;
+mod config;
+mod dataset;
+mod disk;
+mod error;
+mod gpu;
+mod interpreter;
+mod interrupt;
+mod models;
+mod plain_class;
+mod process;
+mod task;
+mod trainer;
+mod tuner;
+mod web_page;
+mod weights;
 
 use pyo3::prelude::*;
 
@@ -23,7 +24,7 @@ mod _native {
     use pyo3::prelude::*;
 
     #[pymodule_export]
-    use crate::error::DownloadError;
+    use crate::error::{DownloadError, restore_download_error};
     #[pymodule_export]
     use crate::gpu::GpuMonitor;
     #[pymodule_export]

@@ -11,7 +11,6 @@ use crate::error::Error;
 pub enum Level {
     Info,
     Warning,
-    Error,
 }
 
 /// One line for the `musubitraining` logger.

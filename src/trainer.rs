@@ -20,7 +20,7 @@ use pyo3::types::{IntoPyDict, PyDict, PyList, PyString, PyTuple};
 
 use crate::error::Error;
 use crate::process::{self, Command};
-use crate::tuner::{self, Clone, Training, WeightFiles};
+use crate::tuner::{self, MusubiTuner, Training, WeightFiles};
 use crate::{adapter, config, dataset, interpreter, interrupt, plain_class};
 use arguments::Given;
 use freshness::Before;
@@ -235,7 +235,7 @@ impl MusubiTraining {
             |task| dataset::prepare(&folder, &source, task),
             |_, line| log.line(&line),
         )?;
-        Ok(folder.join("dataset.toml").into())
+        Ok(dataset::Layout::new(&folder).dataset_toml().into())
     }
 
     /// Cache the photos' latents and the captions' text encoder outputs, with Musubi Tuner's two scripts.
@@ -257,14 +257,14 @@ impl MusubiTraining {
         let python = interpreter::executable(py)?;
         let dataset_toml = absolute(&dataset_toml)?;
         let vae = absolute(&weights_of(slf, "ae")?)?;
-        run(
+        run_step(
             slf,
             "precache:latents",
             &tuner::cache_latents(&python, &clone, &dataset_toml, &vae),
         )?;
         let text_encoder = absolute(&weights_of(slf, "text_encoder")?)?;
         let argv = tuner::cache_text_encoder_outputs(&python, &clone, &dataset_toml, &text_encoder);
-        run(slf, "precache:text_encoder", &argv)
+        run_step(slf, "precache:text_encoder", &argv).map(drop)
     }
 
     /// Train the LoRA, with `accelerate launch` of Musubi Tuner's script.
@@ -323,7 +323,7 @@ impl MusubiTraining {
         );
         let trained = output_folder.join(format!("{}.safetensors", training.output_name));
         let before = Before::look(&trained);
-        if run_really(slf, "train", &argv)? {
+        if run_step(slf, "train", &argv)? {
             before.written_since("Trained model not found", &trained)?;
         }
         Ok(trained.into())
@@ -357,7 +357,7 @@ impl MusubiTraining {
         let (source, destination) = (absolute(&model)?, absolute(&converted)?);
         let mut ran = Ok(false);
         for &form in tuner::converter_forms(&String::from_utf8_lossy(&text)) {
-            ran = run_really(
+            ran = run_step(
                 slf,
                 "convert:comfyui",
                 &tuner::convert(&python, &clone, form, &source, &destination),
@@ -541,8 +541,8 @@ fn make_folder(path: &Path) -> Result<(), Error> {
     fs::create_dir_all(path).map_err(Error::io("create", path))
 }
 
-fn clone_of(slf: &Bound<'_, MusubiTraining>) -> PyResult<Clone> {
-    Ok(Clone::new(absolute(&path_of(
+fn clone_of(slf: &Bound<'_, MusubiTraining>) -> PyResult<MusubiTuner> {
+    Ok(MusubiTuner::new(absolute(&path_of(
         slf,
         "absolute_path_musubi_tuner",
     )?)?))
@@ -566,13 +566,8 @@ fn absolute(path: &Path) -> PyResult<PathBuf> {
     Ok(folder.join(path))
 }
 
-/// Runs a step of Musubi Tuner through `self._run_cmd`.
-fn run(slf: &Bound<'_, MusubiTraining>, step: &str, argv: &[OsString]) -> PyResult<()> {
-    run_really(slf, step, argv).map(drop)
-}
-
-/// The same; tells whether a command was started, as `_run_cmd` may be replaced.
-fn run_really(slf: &Bound<'_, MusubiTraining>, step: &str, argv: &[OsString]) -> PyResult<bool> {
+/// Runs a step of Musubi Tuner through `self._run_cmd`; tells whether a command was started, as that may be replaced.
+fn run_step(slf: &Bound<'_, MusubiTraining>, step: &str, argv: &[OsString]) -> PyResult<bool> {
     let py = slf.py();
     let before = COMMANDS_RUN.get();
     let cwd = absolute(&path_of(slf, "absolute_path_musubi_tuner")?)?;
@@ -588,7 +583,7 @@ fn is_failed_command(py: Python<'_>, error: &PyErr) -> bool {
 }
 
 /// The adapter as this clone merges it: the caller's file, or one in Musubi Tuner's naming in the training folder.
-fn mergeable_adapter(slf: &Bound<'_, MusubiTraining>, clone: &Clone) -> PyResult<PathBuf> {
+fn mergeable_adapter(slf: &Bound<'_, MusubiTraining>, clone: &MusubiTuner) -> PyResult<PathBuf> {
     let py = slf.py();
     let given = absolute(&weights_of(slf, "base_weights")?)?;
     let folder = absolute(&path_of(slf, "absolute_path_training_folder")?)?;

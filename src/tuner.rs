@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 /// A Musubi Tuner clone.
-pub struct Clone {
+pub struct MusubiTuner {
     folder: PathBuf,
 }
 
@@ -33,7 +33,7 @@ pub enum ConverterForm {
     Positional,
 }
 
-impl Clone {
+impl MusubiTuner {
     #[must_use]
     pub fn new(folder: PathBuf) -> Self {
         Self { folder }
@@ -115,7 +115,7 @@ macro_rules! argv {
 #[must_use]
 pub fn cache_latents(
     python: &OsStr,
-    clone: &Clone,
+    clone: &MusubiTuner,
     dataset_toml: &Path,
     vae: &Path,
 ) -> Vec<OsString> {
@@ -132,7 +132,7 @@ pub fn cache_latents(
 #[must_use]
 pub fn cache_text_encoder_outputs(
     python: &OsStr,
-    clone: &Clone,
+    clone: &MusubiTuner,
     dataset_toml: &Path,
     text_encoder: &Path,
 ) -> Vec<OsString> {
@@ -151,7 +151,7 @@ pub fn cache_text_encoder_outputs(
 #[must_use]
 pub fn train(
     python: &OsStr,
-    clone: &Clone,
+    clone: &MusubiTuner,
     dataset_toml: &Path,
     weights: &WeightFiles,
     training: &Training,
@@ -209,7 +209,7 @@ pub fn train(
 #[must_use]
 pub fn convert(
     python: &OsStr,
-    clone: &Clone,
+    clone: &MusubiTuner,
     form: ConverterForm,
     source: &Path,
     destination: &Path,

@@ -7,6 +7,7 @@ use std::path::Path;
 use safetensors::tensor::Metadata;
 
 use crate::error::Error;
+use crate::web_page;
 
 /// What a look at a weight file's beginning and size tells.
 pub enum Weights {
@@ -96,11 +97,7 @@ fn cut(path: &Path, promised: &str, found_bytes: u64) -> Error {
 fn impostor(path: &Path, beginning: &[u8], found_bytes: u64) -> Result<(), Error> {
     let text = String::from_utf8_lossy(beginning);
     let text = text.trim_start_matches('\u{feff}').trim_start();
-    let lower = text.to_ascii_lowercase();
-    if ["<!doctype html", "<html", "<?xml", "<head", "<body"]
-        .iter()
-        .any(|tag| lower.starts_with(tag))
-    {
+    if web_page::begins(beginning) || text.starts_with("<?xml") {
         return Err(Error::Unusable(format!(
             "{} is a web page of {found_bytes} bytes, expected a safetensors file: the download was answered with a \
              page (a log-in, a licence to accept, an error). Download the file itself.",
@@ -128,11 +125,10 @@ mod tests {
     use super::*;
 
     fn inspected(name: &str, content: &[u8]) -> Result<Weights, Error> {
-        let path = std::env::temp_dir().join(format!("weights-{name}-{}", std::process::id()));
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(name);
         fs::write(&path, content).unwrap();
-        let result = inspect(&path);
-        fs::remove_file(&path).unwrap();
-        result
+        inspect(&path)
     }
 
     fn whole() -> Vec<u8> {

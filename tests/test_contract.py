@@ -491,6 +491,17 @@ def test_http_errors_are_caught_as_before(workspace: Workspace) -> None:
     assert "404" in str(raised.value)
 
 
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_http_errors_come_back_from_a_worker_process(workspace: Workspace, protocol: int) -> None:
+    workspace.url = workspace.server.on("/gone.zip", server.status(410))
+    with pytest.raises(requests.HTTPError) as raised:
+        prepare(workspace)
+    returned = pickle.loads(pickle.dumps(raised.value, protocol))
+    assert type(returned) is type(raised.value)
+    assert str(returned) == str(raised.value)
+    assert returned.status == returned.response.status_code == 410
+
+
 def prepare_without_requests(work: Work):
     import sys
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-__all__ = ["DownloadError", "GPUMonitor", "Models", "MusubiTraining"]
+__all__ = ["DownloadError", "GPUMonitor", "Models", "MusubiTraining", "_restore_download_error"]
 
 _Path = str | os.PathLike[str]
 
@@ -20,6 +20,9 @@ class DownloadError(OSError):
     """
 
     status: int | None
+
+def _restore_download_error(message: str, status: int | None, is_timeout: bool) -> DownloadError:
+    """Make an unpickled error of the kind that this process has: with `requests` or without."""
 
 class GPUMonitor:
     """The GPUs that the NVIDIA driver reports.

@@ -13,6 +13,7 @@ use zip::{CompressionMethod, ExtraField, ZipArchive};
 use super::space;
 use crate::error::Error;
 use crate::task::{LogLine, Task};
+use crate::web_page;
 
 /// What a zip of photos never needs more of. A photo is compressed already, so that a deflated one shrinks by a few
 /// per cent; a hundredfold is a bomb.
@@ -376,10 +377,7 @@ fn not_a_zip(path: &Path, content_type: Option<&str>, error: &ZipError) -> Resul
             _ => "a zip that is cut short or damaged: make it, or upload it, again",
         };
         format!("the server sent {hint} ({kind}{length} bytes: {error})")
-    } else if text.starts_with("<!doctype html")
-        || text.starts_with("<html")
-        || text.contains("<head")
-    {
+    } else if web_page::begins(&head) {
         format!(
             "the server sent a web page, not a zip ({kind}{length} bytes): use the direct link to the file"
         )

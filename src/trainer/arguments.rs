@@ -3,9 +3,10 @@
 use std::convert::Infallible;
 
 use pyo3::IntoPyObjectExt;
-use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyString};
+
+use crate::error::Error;
 
 /// An argument that may be left out. `None` is a value like any other, as it is for a Python function.
 pub struct Given<'py>(pub Option<Bound<'py, PyAny>>);
@@ -55,19 +56,20 @@ pub fn output_name(value: &Bound<'_, PyAny>) -> PyResult<String> {
     } else {
         return Ok(name);
     };
-    Err(PyValueError::new_err(format!(
+    Err(Error::InvalidValue(format!(
         "output_name={name:?} {problem}: expected the name of a file inside the output folder, without \
          \".safetensors\", such as \"my_lora\". To write elsewhere, set absolute_path_output."
-    )))
+    )).into())
 }
 
 /// Optimisation steps, in digits.
 pub fn max_train_steps(value: &Bound<'_, PyAny>) -> PyResult<String> {
     let steps = integer("max_train_steps", value)?;
     if steps.lt(1)? {
-        return Err(PyValueError::new_err(format!(
+        return Err(Error::InvalidValue(format!(
             "max_train_steps={steps}: expected at least 1 step"
-        )));
+        ))
+        .into());
     }
     Ok(steps.to_string())
 }
@@ -77,10 +79,11 @@ pub fn seed(value: &Bound<'_, PyAny>) -> PyResult<String> {
     let seed = integer("seed", value)?;
     // The tuner seeds NumPy with it, which takes 32 bits.
     if seed.lt(0)? || seed.gt(u32::MAX)? {
-        return Err(PyValueError::new_err(format!(
+        return Err(Error::InvalidValue(format!(
             "seed={seed}: expected 0 to {} (2**32 - 1)",
             u32::MAX
-        )));
+        ))
+        .into());
     }
     Ok(seed.to_string())
 }
@@ -88,19 +91,19 @@ pub fn seed(value: &Bound<'_, PyAny>) -> PyResult<String> {
 /// Whatever Python takes for an index, NumPy's integers too; not a bool, which is a slip.
 fn integer<'py>(name: &str, value: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
     if value.is_instance_of::<PyBool>() {
-        return Err(wrong_type(name, "an int", value));
+        return Err(wrong_type(name, "an int", value).into());
     }
     let index = value
         .py()
         .import("operator")?
         .call_method1("index", (value,));
-    index.map_err(|_| wrong_type(name, "an int", value))
+    Ok(index.map_err(|_| wrong_type(name, "an int", value))?)
 }
 
-fn wrong_type(name: &str, expected: &str, value: &Bound<'_, PyAny>) -> PyErr {
+fn wrong_type(name: &str, expected: &str, value: &Bound<'_, PyAny>) -> Error {
     let found = value
         .get_type()
         .name()
         .map_or_else(|_| "something else".to_owned(), |name| name.to_string());
-    PyTypeError::new_err(format!("{name}: expected {expected}, found {found}"))
+    Error::InvalidType(format!("{name}: expected {expected}, found {found}"))
 }

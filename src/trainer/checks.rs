@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 
 use super::{MusubiTraining, absolute, clone_of, is_replaced, path_of, weights_of};
+use crate::dataset::Layout;
 use crate::error::Error;
-use crate::tuner::Clone;
+use crate::tuner::MusubiTuner;
 use crate::weights::{self, Weights};
 use crate::{adapter, config, disk, interpreter, interrupt};
 
@@ -70,7 +70,7 @@ pub fn everything(slf: &Bound<'_, MusubiTraining>, steps: &Steps) -> PyResult<Ve
         folders.push("absolute_path_output");
     }
     for attribute in folders {
-        warnings.extend(space(&absolute(&path_of(slf, attribute)?)?)?);
+        warnings.extend(space(&absolute(&path_of(slf, attribute)?)?));
     }
     Ok(warnings.into_iter().collect())
 }
@@ -90,11 +90,12 @@ pub fn pre_cache(slf: &Bound<'_, MusubiTraining>) -> PyResult<Vec<String>> {
 /// What `_launch_training` needs.
 pub fn launch_training(slf: &Bound<'_, MusubiTraining>) -> PyResult<Vec<String>> {
     if !interpreter::can_import(slf.py(), "accelerate")? {
-        return Err(PyRuntimeError::new_err(format!(
+        return Err(Error::Unusable(format!(
             "Missing dependency: `accelerate`. The training is started with it by {}, which cannot find it: run \
              `{0} -m pip install accelerate`.",
             interpreter::executable(slf.py())?.display()
-        )));
+        ))
+        .into());
     }
     exists(
         "Musubi training script not found",
@@ -139,7 +140,7 @@ fn recognise(
 }
 
 /// Whether this adapter is in a naming of which this clone merges nothing, without an error.
-pub fn is_merged_in_vain(adapter: &Path, clone: &Clone) -> Result<bool, Error> {
+pub fn is_merged_in_vain(adapter: &Path, clone: &MusubiTuner) -> Result<bool, Error> {
     match weights::inspect(adapter)? {
         Weights::Whole(metadata) => Ok(
             adapter::is_in_diffusers_naming(&metadata) && clone.ignores_diffusers_base_weights()
@@ -148,33 +149,25 @@ pub fn is_merged_in_vain(adapter: &Path, clone: &Clone) -> Result<bool, Error> {
     }
 }
 
-/// The disk that a folder is or will be on.
-fn space(folder: &Path) -> Result<Option<String>, Error> {
-    let Some(existing) = folder.ancestors().find(|folder| folder.exists()) else {
-        return Ok(None);
-    };
-    let free_bytes = disk::free_bytes(existing)?;
-    if free_bytes == 0 {
-        return Err(Error::Io {
-            action: "write into",
-            path: folder.to_owned(),
-            source: std::io::Error::from_raw_os_error(libc::ENOSPC),
-        });
-    }
-    Ok((free_bytes < LITTLE_SPACE_BYTES).then(|| {
+/// What is odd about the disk that a folder is or will be on. Some network file systems say 0 for "unknown", so that
+/// only writing proves that a disk is full.
+fn space(folder: &Path) -> Option<String> {
+    let existing = folder.ancestors().find(|folder| folder.exists())?;
+    let free_bytes = disk::free_bytes(existing).ok()?;
+    (free_bytes < LITTLE_SPACE_BYTES).then(|| {
         format!(
             "the disk of {} has {} MB free: a LoRA and its converted form need about 300 MB, photos and caches more. \
              Free some space.",
             folder.display(),
             free_bytes / 1_000_000
         )
-    }))
+    })
 }
 
 /// Warnings about a dataset TOML that parses but cannot train.
 pub fn dataset_toml(text: &str, training_folder: &Path) -> PyResult<Vec<String>> {
     match config::parse(text) {
-        Ok(config) => Ok(config.warnings(&absolute(training_folder)?.join("images"))),
+        Ok(config) => Ok(config.warnings(&Layout::new(&absolute(training_folder)?).images())),
         Err(_) => Ok(Vec::new()),
     }
 }

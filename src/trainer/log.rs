@@ -32,7 +32,6 @@ impl<'py> Log<'py> {
         match line.level {
             Level::Info => self.info(message),
             Level::Warning => self.warning(message),
-            Level::Error => self.error(message),
         }
     }
 }

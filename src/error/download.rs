@@ -1,0 +1,107 @@
+//! `DownloadError`, and its kinds that are also what callers of `requests` catch.
+
+use pyo3::exceptions::PyOSError;
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyDict, PyTuple, PyType};
+
+use super::DownloadFailure;
+
+pyo3::create_exception!(
+    musubitraining,
+    DownloadError,
+    PyOSError,
+    "The zip of photos could not be had. `status` is the HTTP status, or None where there was no answer."
+);
+
+/// The exception for a failed download.
+pub fn raised(py: Python<'_>, failure: DownloadFailure, message: &str) -> PyErr {
+    match exception(py, failure, message) {
+        Ok(exception) => PyErr::from_value(exception),
+        Err(error) => error,
+    }
+}
+
+/// Makes an unpickled error of the kind that this process has: with `requests` or without.
+///
+/// # Errors
+/// What Python raises.
+#[pyfunction(name = "_restore_download_error")]
+pub fn restore_download_error<'py>(
+    py: Python<'py>,
+    message: &str,
+    status: Option<u16>,
+    is_timeout: bool,
+) -> PyResult<Bound<'py, PyAny>> {
+    let failure = match (status, is_timeout) {
+        (Some(status), _) => DownloadFailure::Status(status),
+        (None, true) => DownloadFailure::Timeout,
+        (None, false) => DownloadFailure::Connection,
+    };
+    exception(py, failure, message)
+}
+
+fn exception<'py>(
+    py: Python<'py>,
+    failure: DownloadFailure,
+    message: &str,
+) -> PyResult<Bound<'py, PyAny>> {
+    let status = match failure {
+        DownloadFailure::Status(status) => Some(status),
+        DownloadFailure::Connection | DownloadFailure::Timeout => None,
+    };
+    let Ok(requests) = py.import("requests") else {
+        let exception = py.get_type::<DownloadError>().call1((message,))?;
+        exception.setattr("status", status)?;
+        return Ok(exception);
+    };
+    let exception = kind(&requests, failure)?.call1((message,))?;
+    exception.setattr("status", status)?;
+    if let Some(status) = status {
+        // Callers look at `error.response.status_code`.
+        let response = requests.getattr("Response")?.call0()?;
+        response.setattr("status_code", status)?;
+        exception.setattr("response", response)?;
+    }
+    Ok(exception)
+}
+
+/// The class of `requests` for this failure, which is a [`DownloadError`] too.
+fn kind<'py>(
+    requests: &Bound<'py, PyModule>,
+    failure: DownloadFailure,
+) -> PyResult<Bound<'py, PyAny>> {
+    static KINDS: PyOnceLock<Py<PyDict>> = PyOnceLock::new();
+    let py = requests.py();
+    let name = match failure {
+        DownloadFailure::Status(_) => "HTTPError",
+        DownloadFailure::Connection => "ConnectionError",
+        DownloadFailure::Timeout => "Timeout",
+    };
+    let kinds = KINDS.get_or_init(py, || PyDict::new(py).unbind()).bind(py);
+    if let Some(kind) = kinds.get_item(name)? {
+        return Ok(kind);
+    }
+    let namespace = PyDict::new(py);
+    namespace.set_item("__module__", "musubitraining")?;
+    let bases = (py.get_type::<DownloadError>(), requests.getattr(name)?);
+    let kind = py.get_type::<PyType>().call1((name, bases, namespace))?;
+    // No module has this class to look it up in.
+    let reduce = wrap_pyfunction!(reduce, py)?;
+    py.import("copyreg")?
+        .call_method1("pickle", (&kind, reduce))?;
+    kinds.set_item(name, &kind)?;
+    Ok(kind)
+}
+
+/// How `copyreg` has one pickled.
+#[pyfunction]
+fn reduce<'py>(error: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyTuple>> {
+    let py = error.py();
+    let restore = py
+        .import("musubitraining._native")?
+        .getattr("_restore_download_error")?;
+    let is_timeout = error.is_instance(&py.import("requests")?.getattr("Timeout")?)?;
+    let arguments = (error.str()?, error.getattr("status")?, is_timeout);
+    (restore, arguments).into_pyobject(py)
+}
