@@ -53,6 +53,9 @@ pub enum DownloadFailure {
     Timeout,
 }
 
+/// The action of [`Error::Io`] when a command cannot be started.
+pub const RUN: &str = "run";
+
 impl Error {
     /// For `map_err` on file-system calls: `.map_err(Error::io("write", &path))`.
     pub fn io<'a>(action: &'static str, path: &'a Path) -> impl Fn(io::Error) -> Self + 'a {
@@ -83,7 +86,7 @@ impl From<Error> for PyErr {
             } => match errno(&source) {
                 // OSError(errno, text, filename) becomes FileNotFoundError, PermissionError, … by its errno.
                 Some(errno) => {
-                    PyOSError::new_err((errno, format!("cannot {action}: {source}"), path))
+                    PyOSError::new_err((errno, in_words(action, &source), path.into_os_string()))
                 }
                 // A path with a NUL, which no system call takes.
                 None if source.kind() == io::ErrorKind::InvalidInput => {
@@ -92,6 +95,17 @@ impl From<Error> for PyErr {
                 None => PyOSError::new_err(message),
             },
         }
+    }
+}
+
+/// The system's own words, then what could not be done; running a command fails in `subprocess`'s words alone.
+fn in_words(action: &str, error: &io::Error) -> String {
+    let words = error.to_string();
+    let words = words.split(" (os error ").next().unwrap_or_default();
+    if action == RUN {
+        words.to_owned()
+    } else {
+        format!("{words} (cannot {action})")
     }
 }
 

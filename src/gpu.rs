@@ -4,10 +4,9 @@ use nvml_wrapper::Nvml;
 use nvml_wrapper::error::NvmlError;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyDict, PyTuple};
 
 use crate::error::Error;
-use crate::plain_class;
+use crate::plain_class::PlainClass;
 
 const UNKNOWN: &str = "Unknown GPU";
 
@@ -128,58 +127,43 @@ fn unusable(found: &str, mend: &str) -> Error {
     ))
 }
 
-/// The GPUs of this machine, through NVIDIA's management library (NVML).
-///
-/// `gpu_count` is their number and `gpu_name` the label of GPU 0, both as they were at construction.
-// Frozen and without fields, so that Python can pickle it by its `__dict__`.
-#[pyclass(
-    name = "GPUMonitor",
-    module = "musubitraining.main",
-    subclass,
-    dict,
-    weakref,
-    frozen
-)]
-pub struct GpuMonitor;
+const DOC: &str = "\
+The GPUs of this machine, through NVIDIA's management library (NVML).
 
-#[pymethods]
-impl GpuMonitor {
-    /// Takes anything, as `object.__new__` does for a class with an `__init__` of its own.
-    #[new]
-    #[pyo3(signature = (*_args, **_kwargs), text_signature = "()")]
-    fn new(_args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) -> Self {
-        Self
-    }
+`gpu_count` is their number and `gpu_name` the label of GPU 0, both as they were at construction.
 
-    fn __init__(slf: &Bound<'_, Self>) -> PyResult<()> {
-        slf.setattr("gpu_count", slf.py().detach(count)?)?;
-        slf.setattr("gpu_name", slf.call_method0("get_gpu_name")?)
-    }
+Raises:
+    RuntimeError: there is no NVIDIA driver, or it reports no GPU; the message says what to do.";
 
-    fn __reduce_ex__<'py>(slf: &Bound<'py, Self>, protocol: i32) -> PyResult<Bound<'py, PyAny>> {
-        plain_class::reduce(slf, protocol)
-    }
-
-    /// The label of GPU 0: one of those in `GPU`.
-    #[allow(clippy::unused_self, reason = "a method in Python")]
-    fn get_gpu_name(&self, py: Python<'_>) -> PyResult<&'static str> {
-        Ok(py.detach(first_label)?)
-    }
+#[pyfunction(name = "__init__")]
+fn initialise(slf: &Bound<'_, PyAny>) -> PyResult<()> {
+    slf.setattr("gpu_count", slf.py().detach(count)?)?;
+    slf.setattr("gpu_name", slf.call_method0("get_gpu_name")?)
 }
 
-/// Finishes the class when its module is imported.
+/// The label of GPU 0: one of those in `GPU`.
+///
+/// Raises:
+///     RuntimeError: there is no NVIDIA driver, or it reports no GPU.
+#[pyfunction]
+fn get_gpu_name(slf: &Bound<'_, PyAny>) -> PyResult<&'static str> {
+    Ok(slf.py().detach(first_label)?)
+}
+
+/// The class `GPUMonitor`.
 ///
 /// # Errors
 /// What Python raises.
-pub fn install_methods(py: Python<'_>) -> PyResult<()> {
-    // The class outlives its module, which is imported anew when it has been taken out of `sys.modules`.
-    static INSTALLED: PyOnceLock<()> = PyOnceLock::new();
-    let class = py.get_type::<GpuMonitor>();
-    INSTALLED
-        .get_or_try_init(py, || {
-            plain_class::install(&class, &["get_gpu_name"]).map(drop)
-        })
-        .copied()
+pub fn class(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
+    static CLASS: PyOnceLock<PlainClass> = PyOnceLock::new();
+    let class = CLASS.get_or_try_init(py, || {
+        let methods = [
+            wrap_pyfunction!(initialise, py)?,
+            wrap_pyfunction!(get_gpu_name, py)?,
+        ];
+        PlainClass::new(py, "GPUMonitor", DOC, &methods)
+    })?;
+    Ok(class.class(py))
 }
 
 #[cfg(test)]

@@ -1,9 +1,11 @@
 //! The interpreter that runs Musubi Tuner's scripts, `sys.executable`, and what it can import; nothing is imported to
 //! find out.
 
+use std::collections::BTreeMap;
 use std::env;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -28,26 +30,27 @@ pub fn executable(py: Python<'_>) -> PyResult<OsString> {
     })?)
 }
 
-/// Whether the interpreter can import the top-level package `name`.
+/// Whether the interpreter that runs the scripts can import the top-level package `name`.
 ///
 /// What `sys.modules` says of `name` counts first, as it does for an `import`. An interpreter that is not this one
-/// (`sys.executable` was assigned) is asked; where it does not answer, this one's word stands.
+/// (`sys.executable` was assigned) is asked where this one finds nothing.
 ///
 /// # Errors
 /// What a signal handler raises meanwhile.
 pub fn can_import(py: Python<'_>, name: &str) -> PyResult<bool> {
-    let sys = py.import("sys")?;
-    if let Some(module) = sys.getattr("modules")?.cast::<PyDict>()?.get_item(name)? {
+    let modules = py.import("sys")?.getattr("modules")?;
+    if let Some(module) = modules.cast::<PyDict>()?.get_item(name)? {
         return Ok(!module.is_none());
     }
-    let executable = executable(py)?;
-    let prefix: PathBuf = sys.getattr("prefix")?.extract()?;
-    if !Path::new(&executable).starts_with(prefix)
-        && let Some(answer) = ask(py, executable, name)?
-    {
-        return Ok(answer);
+    Ok(find_spec(py, name).is_some() || ask_another(py, name)? == Some(true))
+}
+
+/// Whether a script can import `name` by itself: from its environment, not from the folder of this program's script.
+fn scripts_can_import(py: Python<'_>, name: &str) -> PyResult<bool> {
+    match ask_another(py, name)? {
+        Some(answer) => Ok(answer),
+        None => Ok(can_import(py, name)? && !lies_beside_the_script(py, name)?),
     }
-    Ok(find_spec(py, name).is_some())
 }
 
 fn find_spec<'py>(py: Python<'py>, name: &str) -> Option<Bound<'py, PyAny>> {
@@ -79,8 +82,20 @@ fn lies_beside_the_script(py: Python<'_>, name: &str) -> PyResult<bool> {
         .any(|location| location.parent() == Some(&script_folder)))
 }
 
-/// Has another interpreter look; `None` where it gives no clear answer.
-fn ask(py: Python<'_>, executable: OsString, name: &str) -> PyResult<Option<bool>> {
+/// What an interpreter that is not this one says; `None` where it is this one, or gives no clear answer. It is asked
+/// once, unless it may yet be given the package.
+fn ask_another(py: Python<'_>, name: &str) -> PyResult<Option<bool>> {
+    static ANSWERS: Mutex<BTreeMap<(OsString, String), Option<bool>>> = Mutex::new(BTreeMap::new());
+    let executable = executable(py)?;
+    let prefix: PathBuf = py.import("sys")?.getattr("prefix")?.extract()?;
+    if Path::new(&executable).starts_with(prefix) {
+        return Ok(None);
+    }
+    let answers = || ANSWERS.lock().unwrap_or_else(PoisonError::into_inner);
+    let key = (executable.clone(), name.to_owned());
+    if let Some(answer) = answers().get(&key) {
+        return Ok(*answer);
+    }
     let question = format!(
         "import importlib.util, sys; sys.exit(100 + (importlib.util.find_spec({name:?}) is None))"
     );
@@ -89,16 +104,20 @@ fn ask(py: Python<'_>, executable: OsString, name: &str) -> PyResult<Option<bool
         cwd: PathBuf::from("/"),
         environment: env::vars_os().collect(),
     };
-    let answer = interrupt::run(
+    let returncode = interrupt::run(
         py,
         |task| Ok(process::run(&command, task).ok()),
         |_, _: String| Ok(()),
     )?;
-    Ok(match answer {
+    let answer = match returncode {
         Some(100) => Some(true),
         Some(101) => Some(false),
         _ => None,
-    })
+    };
+    if answer != Some(false) {
+        answers().insert(key, answer);
+    }
+    Ok(answer)
 }
 
 /// The environment of a step: the host's, its output unbuffered and in UTF-8, and the clone's own package importable
@@ -106,7 +125,10 @@ fn ask(py: Python<'_>, executable: OsString, name: &str) -> PyResult<Option<bool
 ///
 /// # Errors
 /// What a signal handler raises meanwhile.
-pub fn environment(py: Python<'_>, clone_source: &Path) -> PyResult<Vec<(OsString, OsString)>> {
+pub fn environment(
+    py: Python<'_>,
+    clone_source: Option<PathBuf>,
+) -> PyResult<Vec<(OsString, OsString)>> {
     let mut environment: Vec<(OsString, OsString)> = env::vars_os()
         .filter(|(name, _)| name != "PYTHONUNBUFFERED")
         .collect();
@@ -118,22 +140,23 @@ pub fn environment(py: Python<'_>, clone_source: &Path) -> PyResult<Vec<(OsStrin
     {
         environment.push(("PYTHONIOENCODING".into(), "utf-8".into()));
     }
+    let Some(source) = clone_source.filter(|source| source.join("musubi_tuner").is_dir()) else {
+        return Ok(environment);
+    };
     let python_path = env::var_os("PYTHONPATH").unwrap_or_default();
     let entries: Vec<PathBuf> = env::split_paths(&python_path)
         .filter(|entry| !entry.as_os_str().is_empty())
         .collect();
-    let given = entries
+    let is_given = entries
         .iter()
         .any(|entry| entry.join("musubi_tuner").is_dir());
-    if clone_source.join("musubi_tuner").is_dir()
-        && !given
-        && (!can_import(py, "musubi_tuner")? || lies_beside_the_script(py, "musubi_tuner")?)
-    {
-        // A folder whose name holds the separator cannot be led with; the child then says that the module is missing.
-        if let Ok(led) = env::join_paths(std::iter::once(clone_source.to_owned()).chain(entries)) {
-            environment.retain(|(name, _)| name != "PYTHONPATH");
-            environment.push(("PYTHONPATH".into(), led));
-        }
+    if is_given || scripts_can_import(py, "musubi_tuner")? {
+        return Ok(environment);
+    }
+    // A folder whose name holds the separator cannot be led with; the child then says that the module is missing.
+    if let Ok(led) = env::join_paths(std::iter::once(source).chain(entries)) {
+        environment.retain(|(name, _)| name != "PYTHONPATH");
+        environment.push(("PYTHONPATH".into(), led));
     }
     Ok(environment)
 }

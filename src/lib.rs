@@ -25,16 +25,12 @@ mod _native {
 
     #[pymodule_export]
     use crate::error::{DownloadError, restore_download_error};
-    #[pymodule_export]
-    use crate::gpu::GpuMonitor;
-    #[pymodule_export]
-    use crate::trainer::MusubiTraining;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         let py = module.py();
+        module.add("GPUMonitor", crate::gpu::class(py)?)?;
         module.add("Models", crate::models::dataclass(py)?)?;
-        crate::gpu::install_methods(py)?;
-        crate::trainer::install_methods(py)
+        module.add("MusubiTraining", crate::trainer::class(py)?)
     }
 }

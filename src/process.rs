@@ -4,13 +4,15 @@ mod lines;
 mod supervisor;
 
 use std::ffi::OsString;
-use std::io::{ErrorKind, PipeReader, PipeWriter, Read, pipe};
+use std::fs;
+use std::io::{self, ErrorKind, PipeReader, Read, Write, pipe};
 use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Child, ExitStatus, Stdio};
 
-use crate::error::Error;
+use crate::error::{Error, RUN};
 use crate::task::Task;
 use lines::LineSplitter;
 
@@ -35,39 +37,61 @@ const CHUNK_BYTES: usize = 64 * 1024;
 /// # Errors
 /// [`Error::Io`] when the command cannot be started, [`Error::Cancelled`] once the tree of a cancelled run is gone.
 pub fn run(command: &Command, task: &Task<String>) -> Result<i32, Error> {
-    let (mut child, mut output, lifeline) = spawn(command)?;
-    task.cancel.on_cancel(move || drop(lifeline));
+    let Started {
+        mut supervisor,
+        mut output,
+        mut lifeline,
+    } = spawn(command)?;
+    let mut cord = lifeline
+        .try_clone()
+        .map_err(Error::io(RUN, &program(command)))?;
+    // Written to rather than closed: a fork of this process may hold it open too.
+    task.cancel.on_cancel(move || {
+        let _ = cord.write_all(b"x");
+    });
     let spoken = say_lines(&mut output, task);
-    let status = child
-        .wait()
-        .map_err(Error::io("wait for", &program(command)))?;
+    let mut status = [0; 4];
+    let told = lifeline.read_exact(&mut status);
+    // A host that ignores SIGCHLD, or waits for any child, leaves nothing to wait for here.
+    let supervisor_status = supervisor.wait();
     spoken?;
     task.check()?;
-    Ok(returncode(status))
+    Ok(match (told, supervisor_status) {
+        (Ok(()), _) => returncode(ExitStatus::from_raw(i32::from_ne_bytes(status))),
+        // The supervisor was killed, and the command with it.
+        (Err(_), Ok(status)) => returncode(status),
+        (Err(_), Err(_)) => -libc::SIGKILL,
+    })
 }
 
 fn program(command: &Command) -> PathBuf {
     command.argv.first().map(PathBuf::from).unwrap_or_default()
 }
 
-/// Starts the command under its supervisor; the run lasts as long as the returned [`PipeWriter`] is open.
-fn spawn(command: &Command) -> Result<(Child, PipeReader, PipeWriter), Error> {
+/// A command that runs.
+struct Started {
+    supervisor: Child,
+    output: PipeReader,
+    /// The run lasts as long as this is open and nothing is written to it; at the end it tells the command's status.
+    lifeline: UnixStream,
+}
+
+/// Starts the command under its supervisor.
+fn spawn(command: &Command) -> Result<Started, Error> {
     let program = program(command);
-    let failed = Error::io("run", &program);
+    let failed = Error::io(RUN, &program);
     let [_, arguments @ ..] = command.argv.as_slice() else {
         return Err(Error::InvalidValue(
             "cmd is empty: expected a program and its arguments".to_owned(),
         ));
     };
-    if !command.cwd.is_dir() {
-        return Err(Error::Io {
-            action: "run in",
-            path: command.cwd.clone(),
-            source: std::io::Error::from_raw_os_error(libc::ENOENT),
-        });
+    // The child could not tell its folder's error from its program's.
+    let in_folder = Error::io(RUN, &command.cwd);
+    if !fs::metadata(&command.cwd).map_err(&in_folder)?.is_dir() {
+        return Err(in_folder(io::Error::from_raw_os_error(libc::ENOTDIR)));
     }
     let (output, output_writer) = pipe().map_err(&failed)?;
-    let (lifeline, lifeline_writer) = pipe().map_err(&failed)?;
+    let (lifeline, supervisors_end) = UnixStream::pair().map_err(&failed)?;
     let mut process = std::process::Command::new(&program);
     process
         .args(arguments)
@@ -82,10 +106,13 @@ fn spawn(command: &Command) -> Result<(Child, PipeReader, PipeWriter), Error> {
         .stdin(Stdio::null())
         .stderr(output_writer.try_clone().map_err(&failed)?)
         .stdout(output_writer);
-    supervisor::supervise(&mut process, lifeline.as_raw_fd());
-    let child = process.spawn().map_err(&failed)?;
+    supervisor::supervise(&mut process, supervisors_end.as_raw_fd());
     // `process` holds our copies of the output's writing end: dropped here, so that the output can end.
-    Ok((child, output, lifeline_writer))
+    Ok(Started {
+        supervisor: process.spawn().map_err(&failed)?,
+        output,
+        lifeline,
+    })
 }
 
 /// Says every line until the output ends; goes on reading when nobody listens, so that the command never waits.

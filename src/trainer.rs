@@ -7,6 +7,7 @@ mod arguments;
 mod checks;
 mod freshness;
 mod log;
+mod netrc;
 
 use std::cell::Cell;
 use std::ffi::OsString;
@@ -16,31 +17,32 @@ use std::time::Instant;
 
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{IntoPyDict, PyDict, PyList, PyString, PyTuple};
+use pyo3::types::{IntoPyDict, PyDict, PyList, PyString};
 
 use crate::error::Error;
+use crate::plain_class::PlainClass;
 use crate::process::{self, Command};
 use crate::tuner::{self, MusubiTuner, Training, WeightFiles};
-use crate::{adapter, config, dataset, interpreter, interrupt, plain_class};
+use crate::{adapter, config, dataset, interpreter, interrupt};
 use arguments::Given;
+use checks::Step;
 use freshness::Before;
 use log::Log;
 
-/// Trains photo LoRAs for Z-Image with Musubi Tuner.
-///
-/// Args:
-///     absolute_path_models (str | os.PathLike[str]): the folder of the weight files; it must exist.
-///     models_for_training (Models): their names; any object with the four attributes will do.
-///     absolute_path_training_folder (str | os.PathLike[str]): where the dataset is built; created when it is needed.
-///     absolute_path_output (str | os.PathLike[str]): where the LoRA is written; created at once.
-///     absolute_path_musubi_tuner (str | os.PathLike[str]): a clone of Musubi Tuner; it must exist.
-///
-/// The five are plain attributes that are read when a method runs. A relative path counts from the current folder.
-///
-/// Raises:
-///     FileNotFoundError: the models folder or the clone does not exist.
-#[pyclass(module = "musubitraining.main", subclass, dict, weakref, frozen)]
-pub struct MusubiTraining;
+const DOC: &str = "\
+Trains photo LoRAs for Z-Image with Musubi Tuner.
+
+Args:
+    absolute_path_models (str | os.PathLike[str]): the folder of the weight files; it must exist.
+    models_for_training (Models): their names; any object with the four attributes will do.
+    absolute_path_training_folder (str | os.PathLike[str]): where the dataset is built; created when it is needed.
+    absolute_path_output (str | os.PathLike[str]): where the LoRA is written; created at once.
+    absolute_path_musubi_tuner (str | os.PathLike[str]): a clone of Musubi Tuner; it must exist.
+
+The five are plain attributes that are read when a method runs. A relative path counts from the current folder.
+
+Raises:
+    FileNotFoundError: the models folder or the clone does not exist.";
 
 /// The file in the training folder that an adapter is renamed into.
 const RENAMED_ADAPTER: &str = "base_weights_musubi.safetensors";
@@ -49,436 +51,446 @@ const OUTPUT_NAME: &str = "output_lora_model";
 const MAX_TRAIN_STEPS: u32 = 2000;
 const SEED: u32 = 42;
 
-#[pymethods]
-impl MusubiTraining {
-    /// Takes anything, so that a subclass may have an `__init__` of its own.
-    #[new]
-    #[pyo3(
-        signature = (*_args, **_kwargs),
-        text_signature = "(absolute_path_models, models_for_training, absolute_path_training_folder, \
-                          absolute_path_output, absolute_path_musubi_tuner)"
-    )]
-    fn new(_args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) -> Self {
-        Self
-    }
-
-    fn __init__(
-        slf: &Bound<'_, Self>,
-        absolute_path_models: Bound<'_, PyAny>,
-        models_for_training: Bound<'_, PyAny>,
-        absolute_path_training_folder: Bound<'_, PyAny>,
-        absolute_path_output: Bound<'_, PyAny>,
-        absolute_path_musubi_tuner: Bound<'_, PyAny>,
-    ) -> PyResult<()> {
-        let py = slf.py();
-        let builtins = py.import("builtins")?;
-        builtins
-            .getattr("super")?
-            .call1((py.get_type::<Self>(), slf))?
-            .call_method0("__init__")?;
-        log::configure_root(py)?;
-        slf.setattr("absolute_path_models", absolute_path_models)?;
-        slf.setattr("models_for_training", models_for_training)?;
-        slf.setattr(
-            "absolute_path_training_folder",
-            absolute_path_training_folder,
-        )?;
-        slf.setattr("absolute_path_output", absolute_path_output)?;
-        slf.setattr("absolute_path_musubi_tuner", absolute_path_musubi_tuner)?;
-        for (attribute, what) in [
-            ("absolute_path_models", "Models folder not found"),
-            (
-                "absolute_path_musubi_tuner",
-                "Musubi Tuner github project folder not found",
-            ),
-        ] {
-            let path = path_of(slf, attribute)?;
-            checks::exists(what, &path)?;
-        }
-        Ok(make_folder(&path_of(slf, "absolute_path_output")?)?)
-    }
-
-    fn __reduce_ex__<'py>(slf: &Bound<'py, Self>, protocol: i32) -> PyResult<Bound<'py, PyAny>> {
-        plain_class::reduce(slf, protocol)
-    }
-
-    /// Run a command and log every line of its merged stdout and stderr, live.
-    ///
-    /// Args:
-    ///     step (str): what to call it in the log.
-    ///     cmd (list[str]): program and arguments.
-    ///     cwd (str): the folder to run it in.
-    ///
-    /// The command has no stdin, and its whole process tree ends when this returns or raises, or when this process
-    /// dies.
-    ///
-    /// Raises:
-    ///     subprocess.CalledProcessError: it failed; `returncode` is negative for a signal.
-    ///     OSError: it could not be started.
-    #[pyo3(signature = (step, cmd, *, cwd))]
-    fn _run_cmd(
-        slf: &Bound<'_, Self>,
-        step: &Bound<'_, PyAny>,
-        cmd: &Bound<'_, PyAny>,
-        cwd: &Bound<'_, PyAny>,
-    ) -> PyResult<()> {
-        let py = slf.py();
-        let started = Instant::now();
-        let log = Log::new(py)?;
-        log.info(("[%s] starting", step))?;
-        log.info(("[%s] cwd=%s", step, cwd))?;
-        let words: Vec<Bound<'_, PyAny>> = cmd
-            .try_iter()?
-            .map(|word| py.import("os")?.call_method1("fspath", (word?,)))
-            .collect::<PyResult<_>>()?;
-        log.info((
-            "[%s] cmd=%s",
-            step,
-            PyString::new(py, " ").call_method1("join", (&words,))?,
-        ))?;
-
-        let command = Command {
-            argv: words
-                .iter()
-                .map(PyAnyMethods::extract)
-                .collect::<PyResult<_>>()?,
-            cwd: cwd.extract()?,
-            environment: interpreter::environment(py, &clone_of(slf)?.source_folder())?,
-        };
-        COMMANDS_RUN.set(COMMANDS_RUN.get() + 1);
-        let returncode = interrupt::run(
-            py,
-            |task| process::run(&command, task),
-            |_, line: String| log.info(("[%s] %s", step, line)),
-        )?;
-
-        let seconds = started.elapsed().as_secs_f64();
-        if returncode == 0 {
-            return log.info(("[%s] done (duration=%.1fs)", step, seconds));
-        }
-        log.error((
-            "[%s] failed (exit_code=%s, duration=%.1fs)",
-            step,
-            returncode,
-            seconds,
-        ))?;
-        let error = py
-            .import("subprocess")?
-            .getattr("CalledProcessError")?
-            .call1((returncode, cmd))?;
-        Err(PyErr::from_value(error))
-    }
-
-    /// Parse the dataset TOML, as Python's `tomllib` does.
-    ///
-    /// Args:
-    ///     toml_content (str): TOML 1.0.
-    ///
-    /// Returns:
-    ///     dict[str, Any]: what it says.
-    ///
-    /// Raises:
-    ///     ValueError: it is no TOML; its `__cause__`, a `tomllib.TOMLDecodeError`, says where.
-    fn _validate_toml_str<'py>(
-        slf: &Bound<'py, Self>,
-        toml_content: &str,
-    ) -> PyResult<Bound<'py, PyDict>> {
-        config::parse(toml_content)
-            .map_err(PyErr::from)?
-            .to_python(slf.py())
-    }
-
-    /// Download the zip of photos and make a ready dataset of it: `images/` with a caption beside each photo, an empty
-    /// `cache/`, and `dataset.toml`.
-    ///
-    /// Args:
-    ///     dataset_toml_content (str): Musubi Tuner's dataset configuration.
-    ///     images_zip_url (str): where the zip is, http or https.
-    ///     trigger_word (str): the caption of every photo.
-    ///
-    /// Returns:
-    ///     str: the path of `dataset.toml`.
-    ///
-    /// The dataset that was there before stays until the new one stands.
-    ///
-    /// Raises:
-    ///     ValueError: the TOML does not parse, or no photo is left.
-    ///     zipfile.BadZipFile: what came is not a zip.
-    ///     DownloadError: the zip could not be had (an OSError, and a requests.RequestException where requests is
-    ///         installed).
-    fn _prepare_dataset(
-        slf: &Bound<'_, Self>,
-        dataset_toml_content: &Bound<'_, PyAny>,
-        images_zip_url: &Bound<'_, PyAny>,
-        trigger_word: &Bound<'_, PyAny>,
-    ) -> PyResult<OsString> {
-        let py = slf.py();
-        let log = Log::new(py)?;
-        let folder = path_of(slf, "absolute_path_training_folder")?;
-        log.info(("[dataset] preparing dataset folder=%s", folder.as_os_str()))?;
-        let url = arguments::text("images_zip_url", images_zip_url)?;
-        let trigger_word = arguments::text("trigger_word", trigger_word)?;
-        let toml_text = arguments::text("dataset_toml_content", dataset_toml_content)?;
-        checks::cache_folders(&toml_text, &folder)?;
-        make_folder(&folder)?;
-        slf.call_method1("_validate_toml_str", (dataset_toml_content,))?;
-        for warning in checks::dataset_toml(&toml_text, &folder)? {
-            log.warning(("[dataset] %s", warning))?;
-        }
-        let source = dataset::Source {
-            toml_text: &toml_text,
-            url: &url,
-            trigger_word: &trigger_word,
-        };
-        interrupt::run(
-            py,
-            |task| dataset::prepare(&folder, &source, task),
-            |_, line| log.line(&line),
-        )?;
-        Ok(dataset::Layout::new(&folder).dataset_toml().into())
-    }
-
-    /// Cache the photos' latents and the captions' text encoder outputs, with Musubi Tuner's two scripts.
-    ///
-    /// Args:
-    ///     dataset_toml_path (str | os.PathLike[str]): the dataset configuration.
-    ///
-    /// Raises:
-    ///     FileNotFoundError: the configuration, a script or a weight file does not exist.
-    ///     RuntimeError: a weight file is cut, or something else in its place.
-    ///     subprocess.CalledProcessError: a script failed.
-    fn _pre_cache(slf: &Bound<'_, Self>, dataset_toml_path: &Bound<'_, PyAny>) -> PyResult<()> {
-        let py = slf.py();
-        let dataset_toml: PathBuf = dataset_toml_path.extract()?;
-        checks::exists("dataset.toml not found", &dataset_toml)?;
-        checks::pre_cache(slf)?;
-
-        let clone = clone_of(slf)?;
-        let python = interpreter::executable(py)?;
-        let dataset_toml = absolute(&dataset_toml)?;
-        let vae = absolute(&weights_of(slf, "ae")?)?;
-        run_step(
-            slf,
-            "precache:latents",
-            &tuner::cache_latents(&python, &clone, &dataset_toml, &vae),
-        )?;
-        let text_encoder = absolute(&weights_of(slf, "text_encoder")?)?;
-        let argv = tuner::cache_text_encoder_outputs(&python, &clone, &dataset_toml, &text_encoder);
-        run_step(slf, "precache:text_encoder", &argv).map(drop)
-    }
-
-    /// Train the LoRA, with `accelerate launch` of Musubi Tuner's script.
-    ///
-    /// Args:
-    ///     dataset_toml_path (str | os.PathLike[str]): the dataset configuration.
-    ///     output_name (str): the LoRA's file name without its ending, default "output_lora_model".
-    ///     max_train_steps (int): optimisation steps, at least 1, default 2000.
-    ///     seed (int): of the training's random numbers, 0 to 2**32 - 1, default 42.
-    ///
-    /// Returns:
-    ///     str: the path of the LoRA that this run has written.
-    ///
-    /// Raises:
-    ///     FileNotFoundError: something that is needed, or the LoRA after the run, does not exist.
-    ///     RuntimeError: accelerate is missing; a weight file is cut, or something else in its place.
-    ///     ValueError, TypeError: an argument cannot work.
-    ///     subprocess.CalledProcessError: the training failed.
-    #[pyo3(
-        signature = (dataset_toml_path, *, output_name=Given(None), max_train_steps=Given(None), seed=Given(None)),
-        text_signature = "($self, dataset_toml_path, *, output_name='output_lora_model', max_train_steps=2000, seed=42)"
-    )]
-    fn _launch_training(
-        slf: &Bound<'_, Self>,
-        dataset_toml_path: &Bound<'_, PyAny>,
-        output_name: Given<'_>,
-        max_train_steps: Given<'_>,
-        seed: Given<'_>,
-    ) -> PyResult<OsString> {
-        let py = slf.py();
-        let output_folder = path_of(slf, "absolute_path_output")?;
-        let training = Training {
-            output_folder: absolute(&output_folder)?,
-            output_name: arguments::output_name(&output_name.or(py, OUTPUT_NAME)?)?,
-            max_train_steps: arguments::max_train_steps(&max_train_steps.or(py, MAX_TRAIN_STEPS)?)?,
-            seed: arguments::seed(&seed.or(py, SEED)?)?,
-        };
-        let dataset_toml: PathBuf = dataset_toml_path.extract()?;
-        checks::exists("dataset.toml not found", &dataset_toml)?;
-        checks::launch_training(slf)?;
-
-        let clone = clone_of(slf)?;
-        let weights = WeightFiles {
-            vae: absolute(&weights_of(slf, "ae")?)?,
-            text_encoder: absolute(&weights_of(slf, "text_encoder")?)?,
-            dit: absolute(&weights_of(slf, "DiT")?)?,
-            base_weights: mergeable_adapter(slf, &clone)?,
-        };
-        let python = interpreter::executable(py)?;
-        let argv = tuner::train(
-            &python,
-            &clone,
-            &absolute(&dataset_toml)?,
-            &weights,
-            &training,
-        );
-        let trained = output_folder.join(format!("{}.safetensors", training.output_name));
-        let before = Before::look(&trained);
-        if run_step(slf, "train", &argv)? {
-            before.written_since("Trained model not found", &trained)?;
-        }
-        Ok(trained.into())
-    }
-
-    /// Convert a trained LoRA to the form that ComfyUI loads, with the clone's own script.
-    ///
-    /// Args:
-    ///     model_path (str | os.PathLike[str]): the trained LoRA.
-    ///
-    /// Returns:
-    ///     str: `model_path` with `_comfyui.safetensors` in place of `.safetensors`.
-    ///
-    /// Raises:
-    ///     FileNotFoundError: the LoRA, the script, or the converted file after the run does not exist.
-    ///     subprocess.CalledProcessError: the script failed.
-    fn _convert_for_comfyui(
-        slf: &Bound<'_, Self>,
-        model_path: &Bound<'_, PyAny>,
-    ) -> PyResult<OsString> {
-        let model: PathBuf = model_path.extract()?;
-        checks::exists("Trained model not found", &model)?;
-        checks::conversion_script(slf)?;
-
-        let clone = clone_of(slf)?;
-        let python = interpreter::executable(slf.py())?;
-        let converted = converted_path(&model);
-        let script = clone.conversion_script();
-        let text = fs::read(&script).map_err(Error::io("read", &script))?;
-        let before = Before::look(&converted);
-        let (source, destination) = (absolute(&model)?, absolute(&converted)?);
-        let mut ran = Ok(false);
-        for &form in tuner::converter_forms(&String::from_utf8_lossy(&text)) {
-            ran = run_step(
-                slf,
-                "convert:comfyui",
-                &tuner::convert(&python, &clone, form, &source, &destination),
-            );
-            if !ran
-                .as_ref()
-                .is_err_and(|error| is_failed_command(slf.py(), error))
-            {
-                break;
-            }
-        }
-        if ran? {
-            before.written_since("ComfyUI model was not created", &converted)?;
-        } else {
-            checks::exists("ComfyUI model was not created", &converted)?;
-        }
-        Ok(converted.into())
-    }
-
-    /// Make a LoRA from a zip of photos: dataset, caches, training, conversion.
-    ///
-    /// Args:
-    ///     dataset_toml_content (str): Musubi Tuner's dataset configuration. Its `image_directory` and
-    ///         `cache_directory` must be `images` and `cache` in the training folder.
-    ///     images_zip_url (str): where the zip of photos is, http or https.
-    ///     trigger_word (str): the caption of every photo.
-    ///     use_pre_cache (bool): run the two caching steps, default True.
-    ///     convert_for_comfyui (bool): convert the LoRA for ComfyUI, default True.
-    ///     output_name (str): the LoRA's file name without its ending, default "output_lora_model".
-    ///     max_train_steps (int): optimisation steps, at least 1, default 2000.
-    ///     seed (int): of the training's random numbers, 0 to 2**32 - 1, default 42.
-    ///
-    /// The other training values are fixed: those of TechTrash_MusubiTraining 0.0.11.
-    ///
-    /// Returns:
-    ///     str: the path of the converted LoRA, or of the trained one with `convert_for_comfyui=False`.
-    ///
-    /// Raises:
-    ///     What the steps raise. Everything that can be checked beforehand is checked before anything is deleted or
-    ///     fetched.
-    #[pyo3(
-        signature = (
-            dataset_toml_content, images_zip_url, trigger_word, *, use_pre_cache=Given(None),
-            convert_for_comfyui=Given(None), output_name=Given(None), max_train_steps=Given(None), seed=Given(None)
+#[pyfunction(name = "__init__")]
+fn initialise(
+    slf: &Bound<'_, PyAny>,
+    absolute_path_models: Bound<'_, PyAny>,
+    models_for_training: Bound<'_, PyAny>,
+    absolute_path_training_folder: Bound<'_, PyAny>,
+    absolute_path_output: Bound<'_, PyAny>,
+    absolute_path_musubi_tuner: Bound<'_, PyAny>,
+) -> PyResult<()> {
+    let py = slf.py();
+    let builtins = py.import("builtins")?;
+    builtins
+        .getattr("super")?
+        .call1((class(py)?, slf))?
+        .call_method0("__init__")?;
+    log::configure_root(py)?;
+    slf.setattr("absolute_path_models", absolute_path_models)?;
+    slf.setattr("models_for_training", models_for_training)?;
+    slf.setattr(
+        "absolute_path_training_folder",
+        absolute_path_training_folder,
+    )?;
+    slf.setattr("absolute_path_output", absolute_path_output)?;
+    slf.setattr("absolute_path_musubi_tuner", absolute_path_musubi_tuner)?;
+    for (attribute, what) in [
+        ("absolute_path_models", "Models folder not found"),
+        (
+            "absolute_path_musubi_tuner",
+            "Musubi Tuner github project folder not found",
         ),
-        text_signature = "($self, dataset_toml_content, images_zip_url, trigger_word, *, use_pre_cache=True, \
-                          convert_for_comfyui=True, output_name='output_lora_model', max_train_steps=2000, seed=42)"
-    )]
-    #[expect(clippy::too_many_arguments, reason = "the original's signature")]
-    fn train<'py>(
-        slf: &Bound<'py, Self>,
-        dataset_toml_content: &Bound<'py, PyAny>,
-        images_zip_url: &Bound<'py, PyAny>,
-        trigger_word: &Bound<'py, PyAny>,
-        use_pre_cache: Given<'py>,
-        convert_for_comfyui: Given<'py>,
-        output_name: Given<'py>,
-        max_train_steps: Given<'py>,
-        seed: Given<'py>,
-    ) -> PyResult<Bound<'py, PyAny>> {
-        let py = slf.py();
-        let log = Log::new(py)?;
-        let use_pre_cache = use_pre_cache.or(py, true)?;
-        let convert_for_comfyui = convert_for_comfyui.or(py, true)?;
-        let output_name = output_name.or(py, OUTPUT_NAME)?;
-        let max_train_steps = max_train_steps.or(py, MAX_TRAIN_STEPS)?;
-        let seed = seed.or(py, SEED)?;
-        log.info(("[pipeline] start use_pre_cache=%s convert_for_comfyui=%s output_name=%s max_train_steps=%s seed=%s", &use_pre_cache, &convert_for_comfyui, &output_name, &max_train_steps, &seed))?;
-        let steps = checks::Steps {
-            pre_cache: use_pre_cache.is_truthy()? && !is_replaced(slf, "_pre_cache")?,
-            launch_training: !is_replaced(slf, "_launch_training")?,
-            convert_for_comfyui: convert_for_comfyui.is_truthy()?
-                && !is_replaced(slf, "_convert_for_comfyui")?,
-        };
-        if steps.launch_training {
-            arguments::output_name(&output_name)?;
-            arguments::max_train_steps(&max_train_steps)?;
-            arguments::seed(&seed)?;
-        }
-        if !is_replaced(slf, "_prepare_dataset")? {
-            arguments::text("images_zip_url", images_zip_url)?;
-            arguments::text("trigger_word", trigger_word)?;
-            let toml_text = arguments::text("dataset_toml_content", dataset_toml_content)?;
-            checks::cache_folders(&toml_text, &path_of(slf, "absolute_path_training_folder")?)?;
-        }
-        // A TOML that does not parse is for `_prepare_dataset` to refuse, which it does before it touches anything.
-        if checks::toml_may_pass(slf, dataset_toml_content)? {
-            for warning in checks::everything(slf, &steps)? {
-                log.warning(("[pipeline] %s", warning))?;
-            }
-        }
-
-        let dataset_toml = slf.call_method1(
-            "_prepare_dataset",
-            (dataset_toml_content, images_zip_url, trigger_word),
-        )?;
-        if use_pre_cache.is_truthy()? {
-            slf.call_method(
-                "_pre_cache",
-                (),
-                Some(&[("dataset_toml_path", &dataset_toml)].into_py_dict(py)?),
-            )?;
-        }
-        let arguments = [
-            ("dataset_toml_path", &dataset_toml),
-            ("output_name", &output_name),
-            ("max_train_steps", &max_train_steps),
-            ("seed", &seed),
-        ];
-        let mut model =
-            slf.call_method("_launch_training", (), Some(&arguments.into_py_dict(py)?))?;
-        if convert_for_comfyui.is_truthy()? {
-            model = slf.call_method(
-                "_convert_for_comfyui",
-                (),
-                Some(&[("model_path", model)].into_py_dict(py)?),
-            )?;
-        }
-        log.info(("[pipeline] done final_model=%s", &model))?;
-        Ok(model)
+    ] {
+        let path = path_of(slf, attribute)?;
+        checks::exists(what, &path)?;
     }
+    Ok(make_folder(&path_of(slf, "absolute_path_output")?)?)
+}
+
+/// Run a command and log every line of its merged stdout and stderr, live.
+///
+/// Args:
+///     step (str): what to call it in the log.
+///     cmd (list[str]): program and arguments.
+///     cwd (str): the folder to run it in.
+///
+/// The command has no stdin, and its whole process tree ends when this returns or raises, or when this process
+/// dies.
+///
+/// Raises:
+///     subprocess.CalledProcessError: it failed; `returncode` is negative for a signal.
+///     OSError: it could not be started.
+#[pyfunction]
+#[pyo3(signature = (slf, step, cmd, *, cwd))]
+fn _run_cmd(
+    slf: &Bound<'_, PyAny>,
+    step: &Bound<'_, PyAny>,
+    cmd: &Bound<'_, PyAny>,
+    cwd: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    let py = slf.py();
+    let started = Instant::now();
+    let log = Log::new(py)?;
+    log.info(("[%s] starting", step))?;
+    log.info(("[%s] cwd=%s", step, cwd))?;
+    let words: Vec<Bound<'_, PyAny>> = if cmd.is_instance_of::<PyString>() {
+        vec![cmd.clone()]
+    } else {
+        let os = py.import("os")?;
+        cmd.try_iter()?
+            .map(|word| os.call_method1("fspath", (word?,)))
+            .collect::<PyResult<_>>()?
+    };
+    log.info((
+        "[%s] cmd=%s",
+        step,
+        PyString::new(py, " ").call_method1("join", (&words,))?,
+    ))?;
+
+    let command = Command {
+        argv: words
+            .iter()
+            .map(PyAnyMethods::extract)
+            .collect::<PyResult<_>>()?,
+        cwd: cwd
+            .extract::<Option<_>>()?
+            .unwrap_or_else(|| PathBuf::from(".")),
+        environment: interpreter::environment(
+            py,
+            clone_of(slf).ok().map(|clone| clone.source_folder()),
+        )?,
+    };
+    COMMANDS_RUN.set(COMMANDS_RUN.get() + 1);
+    let returncode = interrupt::run(
+        py,
+        |task| process::run(&command, task),
+        |_, line: String| log.info(("[%s] %s", step, line)),
+    )?;
+
+    let seconds = started.elapsed().as_secs_f64();
+    if returncode == 0 {
+        return log.info(("[%s] done (duration=%.1fs)", step, seconds));
+    }
+    log.error((
+        "[%s] failed (exit_code=%s, duration=%.1fs)",
+        step,
+        returncode,
+        seconds,
+    ))?;
+    let error = py
+        .import("subprocess")?
+        .getattr("CalledProcessError")?
+        .call1((returncode, cmd))?;
+    Err(PyErr::from_value(error))
+}
+
+/// Parse the dataset TOML, as Python's `tomllib` does.
+///
+/// Args:
+///     toml_content (str): TOML 1.0.
+///
+/// Returns:
+///     dict[str, Any]: what it says.
+///
+/// Raises:
+///     ValueError: it is no TOML; its `__cause__`, a `tomllib.TOMLDecodeError`, says where.
+#[pyfunction]
+fn _validate_toml_str<'py>(
+    slf: &Bound<'py, PyAny>,
+    toml_content: &str,
+) -> PyResult<Bound<'py, PyDict>> {
+    config::parse(toml_content)
+        .map_err(PyErr::from)?
+        .to_python(slf.py())
+}
+
+/// Download the zip of photos and make a ready dataset of it: `images/` with a caption beside each photo, an empty
+/// `cache/`, and `dataset.toml`.
+///
+/// Args:
+///     dataset_toml_content (str): Musubi Tuner's dataset configuration.
+///     images_zip_url (str): where the zip is, http or https.
+///     trigger_word (str): the caption of every photo.
+///
+/// Returns:
+///     str: the path of `dataset.toml`.
+///
+/// The dataset that was there before stays until the new one stands.
+///
+/// Raises:
+///     ValueError: the TOML does not parse, or no photo is left.
+///     zipfile.BadZipFile: what came is not a zip.
+///     DownloadError: the zip could not be had (an OSError, and a requests.RequestException where requests is
+///         installed).
+#[pyfunction]
+fn _prepare_dataset(
+    slf: &Bound<'_, PyAny>,
+    dataset_toml_content: &Bound<'_, PyAny>,
+    images_zip_url: &Bound<'_, PyAny>,
+    trigger_word: &Bound<'_, PyAny>,
+) -> PyResult<OsString> {
+    let py = slf.py();
+    let log = Log::new(py)?;
+    let folder = path_of(slf, "absolute_path_training_folder")?;
+    log.info(("[dataset] preparing dataset folder=%s", folder.as_os_str()))?;
+    let url = arguments::text("images_zip_url", images_zip_url)?;
+    let trigger_word = arguments::text("trigger_word", trigger_word)?;
+    let toml_text = arguments::text("dataset_toml_content", dataset_toml_content)?;
+    checks::cache_folders(&toml_text, &folder)?;
+    make_folder(&folder)?;
+    slf.call_method1("_validate_toml_str", (dataset_toml_content,))?;
+    for warning in checks::dataset_toml(&toml_text, &folder)? {
+        log.warning(("[dataset] %s", warning))?;
+    }
+    let source = dataset::Source {
+        toml_text: &toml_text,
+        url: &netrc::with_credentials(py, url),
+        trigger_word: &trigger_word,
+    };
+    interrupt::run(
+        py,
+        |task| dataset::prepare(&folder, &source, task),
+        |_, line| log.line(&line),
+    )?;
+    Ok(dataset::Layout::new(&folder).dataset_toml().into())
+}
+
+/// Cache the photos' latents and the captions' text encoder outputs, with Musubi Tuner's two scripts.
+///
+/// Args:
+///     dataset_toml_path (str | os.PathLike[str]): the dataset configuration.
+///
+/// Raises:
+///     FileNotFoundError: the configuration, a script or a weight file does not exist.
+///     RuntimeError: a weight file is cut, or something else in its place.
+///     subprocess.CalledProcessError: a script failed.
+#[pyfunction]
+fn _pre_cache(slf: &Bound<'_, PyAny>, dataset_toml_path: &Bound<'_, PyAny>) -> PyResult<()> {
+    let py = slf.py();
+    let dataset_toml: PathBuf = dataset_toml_path.extract()?;
+    checks::exists("dataset.toml not found", &dataset_toml)?;
+    checks::pre_cache(slf)?;
+
+    let clone = clone_of(slf)?;
+    let python = interpreter::executable(py)?;
+    let dataset_toml = absolute(&dataset_toml)?;
+    let vae = absolute(&weights_of(slf, "ae")?)?;
+    run_step(
+        slf,
+        "precache:latents",
+        &tuner::cache_latents(&python, &clone, &dataset_toml, &vae),
+    )?;
+    let text_encoder = absolute(&weights_of(slf, "text_encoder")?)?;
+    let argv = tuner::cache_text_encoder_outputs(&python, &clone, &dataset_toml, &text_encoder);
+    run_step(slf, "precache:text_encoder", &argv).map(drop)
+}
+
+/// Train the LoRA, with `accelerate launch` of Musubi Tuner's script.
+///
+/// Args:
+///     dataset_toml_path (str | os.PathLike[str]): the dataset configuration.
+///     output_name (str): the LoRA's file name without its ending, default "output_lora_model".
+///     max_train_steps (int): optimisation steps, at least 1, default 2000.
+///     seed (int): of the training's random numbers, 0 to 2**32 - 1, default 42.
+///
+/// Returns:
+///     str: the path of the LoRA that this run has written.
+///
+/// Raises:
+///     FileNotFoundError: something that is needed, or the LoRA after the run, does not exist.
+///     RuntimeError: accelerate is missing; a weight file is cut, or something else in its place.
+///     ValueError, TypeError: an argument cannot work.
+///     subprocess.CalledProcessError: the training failed.
+#[pyfunction]
+#[pyo3(
+    signature = (slf, dataset_toml_path, *, output_name=Given(None), max_train_steps=Given(None), seed=Given(None)),
+    text_signature = "(self, dataset_toml_path, *, output_name='output_lora_model', max_train_steps=2000, seed=42)"
+)]
+fn _launch_training(
+    slf: &Bound<'_, PyAny>,
+    dataset_toml_path: &Bound<'_, PyAny>,
+    output_name: Given<'_>,
+    max_train_steps: Given<'_>,
+    seed: Given<'_>,
+) -> PyResult<OsString> {
+    let py = slf.py();
+    let output_folder = path_of(slf, "absolute_path_output")?;
+    let training = Training {
+        output_folder: absolute(&output_folder)?,
+        output_name: arguments::output_name(&output_name.or(py, OUTPUT_NAME)?)?,
+        max_train_steps: arguments::max_train_steps(&max_train_steps.or(py, MAX_TRAIN_STEPS)?)?,
+        seed: arguments::seed(&seed.or(py, SEED)?)?,
+    };
+    let dataset_toml: PathBuf = dataset_toml_path.extract()?;
+    checks::exists("dataset.toml not found", &dataset_toml)?;
+    checks::launch_training(slf)?;
+
+    let clone = clone_of(slf)?;
+    let weights = WeightFiles {
+        vae: absolute(&weights_of(slf, "ae")?)?,
+        text_encoder: absolute(&weights_of(slf, "text_encoder")?)?,
+        dit: absolute(&weights_of(slf, "DiT")?)?,
+        base_weights: mergeable_adapter(slf, &clone)?,
+    };
+    let python = interpreter::executable(py)?;
+    let argv = tuner::train(
+        &python,
+        &clone,
+        &absolute(&dataset_toml)?,
+        &weights,
+        &training,
+    );
+    let trained = output_folder.join(format!("{}.safetensors", training.output_name));
+    let before = Before::look(&trained);
+    if run_step(slf, "train", &argv)? {
+        before.written_since("Trained model not found", &trained)?;
+    }
+    Ok(trained.into())
+}
+
+/// Convert a trained LoRA to the form that ComfyUI loads, with the clone's own script.
+///
+/// Args:
+///     model_path (str | os.PathLike[str]): the trained LoRA.
+///
+/// Returns:
+///     str: `model_path` with `_comfyui.safetensors` in place of `.safetensors`.
+///
+/// Raises:
+///     FileNotFoundError: the LoRA, the script, or the converted file after the run does not exist.
+///     subprocess.CalledProcessError: the script failed.
+#[pyfunction]
+fn _convert_for_comfyui(
+    slf: &Bound<'_, PyAny>,
+    model_path: &Bound<'_, PyAny>,
+) -> PyResult<OsString> {
+    let model: PathBuf = model_path.extract()?;
+    checks::exists("Trained model not found", &model)?;
+    checks::conversion_script(slf)?;
+
+    let clone = clone_of(slf)?;
+    let python = interpreter::executable(slf.py())?;
+    let converted = converted_path(&model);
+    let script = clone.conversion_script();
+    let text = fs::read(&script).map_err(Error::io("read", &script))?;
+    let before = Before::look(&converted);
+    let (source, destination) = (absolute(&model)?, absolute(&converted)?);
+    let call = tuner::converter_call(&String::from_utf8_lossy(&text));
+    let convert = |form| {
+        let argv = tuner::convert(&python, &clone, form, &source, &destination);
+        run_step(slf, "convert:comfyui", &argv)
+    };
+    let ran = convert(call.first).or_else(|error| {
+        let is_misunderstood = match failed_command(slf.py(), &error) {
+            Some(exit_code) => {
+                !call.second_after_usage_error_only || exit_code == tuner::USAGE_ERROR
+            }
+            None => false,
+        };
+        if is_misunderstood {
+            convert(call.second)
+        } else {
+            Err(error)
+        }
+    })?;
+    if ran {
+        before.written_since("ComfyUI model was not created", &converted)?;
+    } else {
+        checks::exists("ComfyUI model was not created", &converted)?;
+    }
+    Ok(converted.into())
+}
+
+/// Make a LoRA from a zip of photos: dataset, caches, training, conversion.
+///
+/// Args:
+///     dataset_toml_content (str): Musubi Tuner's dataset configuration. Its `image_directory` and
+///         `cache_directory` must be `images` and `cache` in the training folder.
+///     images_zip_url (str): where the zip of photos is, http or https.
+///     trigger_word (str): the caption of every photo.
+///     use_pre_cache (bool): run the two caching steps, default True.
+///     convert_for_comfyui (bool): convert the LoRA for ComfyUI, default True.
+///     output_name (str): the LoRA's file name without its ending, default "output_lora_model".
+///     max_train_steps (int): optimisation steps, at least 1, default 2000.
+///     seed (int): of the training's random numbers, 0 to 2**32 - 1, default 42.
+///
+/// The other training values are fixed: those of TechTrash_MusubiTraining 0.0.11.
+///
+/// Returns:
+///     str: the path of the converted LoRA, or of the trained one with `convert_for_comfyui=False`.
+///
+/// Raises:
+///     What the steps raise. Everything that can be checked beforehand is checked before anything is deleted or
+///     fetched.
+#[pyfunction]
+#[pyo3(
+    signature = (
+        slf, dataset_toml_content, images_zip_url, trigger_word, *, use_pre_cache=Given(None),
+        convert_for_comfyui=Given(None), output_name=Given(None), max_train_steps=Given(None), seed=Given(None)
+    ),
+    text_signature = "(self, dataset_toml_content, images_zip_url, trigger_word, *, use_pre_cache=True, \
+                      convert_for_comfyui=True, output_name='output_lora_model', max_train_steps=2000, seed=42)"
+)]
+#[expect(clippy::too_many_arguments, reason = "the original's signature")]
+fn train<'py>(
+    slf: &Bound<'py, PyAny>,
+    dataset_toml_content: &Bound<'py, PyAny>,
+    images_zip_url: &Bound<'py, PyAny>,
+    trigger_word: &Bound<'py, PyAny>,
+    use_pre_cache: Given<'py>,
+    convert_for_comfyui: Given<'py>,
+    output_name: Given<'py>,
+    max_train_steps: Given<'py>,
+    seed: Given<'py>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let py = slf.py();
+    let log = Log::new(py)?;
+    let use_pre_cache = use_pre_cache.or(py, true)?;
+    let convert_for_comfyui = convert_for_comfyui.or(py, true)?;
+    let output_name = output_name.or(py, OUTPUT_NAME)?;
+    let max_train_steps = max_train_steps.or(py, MAX_TRAIN_STEPS)?;
+    let seed = seed.or(py, SEED)?;
+    log.info(("[pipeline] start use_pre_cache=%s convert_for_comfyui=%s output_name=%s max_train_steps=%s seed=%s", &use_pre_cache, &convert_for_comfyui, &output_name, &max_train_steps, &seed))?;
+    let wanted = [
+        (Step::PrepareDataset, true),
+        (Step::PreCache, use_pre_cache.is_truthy()?),
+        (Step::LaunchTraining, true),
+        (Step::ConvertForComfyui, convert_for_comfyui.is_truthy()?),
+    ];
+    let mut steps = Vec::new();
+    for (step, _) in wanted.into_iter().filter(|(_, is_wanted)| *is_wanted) {
+        // Whoever replaces a step may provide in it what the later ones need.
+        if is_replaced(slf, step.method())? {
+            break;
+        }
+        steps.push(step);
+    }
+    if !is_replaced(slf, "_launch_training")? {
+        arguments::output_name(&output_name)?;
+        arguments::max_train_steps(&max_train_steps)?;
+        arguments::seed(&seed)?;
+    }
+    if steps.contains(&Step::PrepareDataset) {
+        arguments::text("images_zip_url", images_zip_url)?;
+        arguments::text("trigger_word", trigger_word)?;
+        let toml_text = arguments::text("dataset_toml_content", dataset_toml_content)?;
+        checks::cache_folders(&toml_text, &path_of(slf, "absolute_path_training_folder")?)?;
+    }
+    // A TOML that does not parse is for `_prepare_dataset` to refuse, which it does before it touches anything.
+    if checks::toml_may_pass(slf, dataset_toml_content)? {
+        for warning in checks::everything(slf, &steps)? {
+            log.warning(("[pipeline] %s", warning))?;
+        }
+    }
+
+    let dataset_toml = slf.call_method1(
+        "_prepare_dataset",
+        (dataset_toml_content, images_zip_url, trigger_word),
+    )?;
+    if use_pre_cache.is_truthy()? {
+        slf.call_method(
+            "_pre_cache",
+            (),
+            Some(&[("dataset_toml_path", &dataset_toml)].into_py_dict(py)?),
+        )?;
+    }
+    let arguments = [
+        ("dataset_toml_path", &dataset_toml),
+        ("output_name", &output_name),
+        ("max_train_steps", &max_train_steps),
+        ("seed", &seed),
+    ];
+    let mut model = slf.call_method("_launch_training", (), Some(&arguments.into_py_dict(py)?))?;
+    if convert_for_comfyui.is_truthy()? {
+        model = slf.call_method(
+            "_convert_for_comfyui",
+            (),
+            Some(&[("model_path", model)].into_py_dict(py)?),
+        )?;
+    }
+    log.info(("[pipeline] done final_model=%s", &model))?;
+    Ok(model)
 }
 
 thread_local! {
@@ -487,49 +499,39 @@ thread_local! {
     static COMMANDS_RUN: Cell<u64> = const { Cell::new(0) };
 }
 
-/// Its public and overridable methods.
-const METHODS: [&str; 7] = [
-    "_run_cmd",
-    "_validate_toml_str",
-    "_prepare_dataset",
-    "_pre_cache",
-    "_launch_training",
-    "_convert_for_comfyui",
-    "train",
-];
+/// Made once: a class outlives its module, which is imported anew when it has been taken out of `sys.modules`.
+static CLASS: PyOnceLock<PlainClass> = PyOnceLock::new();
 
-/// The methods as this class defines them, by name.
-static DEFINED: PyOnceLock<Py<PyDict>> = PyOnceLock::new();
+fn plain_class(py: Python<'_>) -> PyResult<&PlainClass> {
+    CLASS.get_or_try_init(py, || {
+        let methods = [
+            wrap_pyfunction!(initialise, py)?,
+            wrap_pyfunction!(_run_cmd, py)?,
+            wrap_pyfunction!(_validate_toml_str, py)?,
+            wrap_pyfunction!(_prepare_dataset, py)?,
+            wrap_pyfunction!(_pre_cache, py)?,
+            wrap_pyfunction!(_launch_training, py)?,
+            wrap_pyfunction!(_convert_for_comfyui, py)?,
+            wrap_pyfunction!(train, py)?,
+        ];
+        PlainClass::new(py, "MusubiTraining", DOC, &methods)
+    })
+}
 
-/// Finishes the class when its module is imported.
+/// The class.
 ///
 /// # Errors
 /// What Python raises.
-pub fn install_methods(py: Python<'_>) -> PyResult<()> {
-    let class = py.get_type::<MusubiTraining>();
-    DEFINED
-        .get_or_try_init(py, || {
-            plain_class::install(&class, &METHODS).map(Bound::unbind)
-        })
-        .map(drop)
+pub fn class(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
+    Ok(plain_class(py)?.class(py))
 }
 
 /// Whether a subclass or a test has put something else in the place of the method `name`.
-fn is_replaced(slf: &Bound<'_, MusubiTraining>, name: &str) -> PyResult<bool> {
-    let py = slf.py();
-    let defined = DEFINED
-        .get(py)
-        .and_then(|methods| methods.bind(py).get_item(name).ok().flatten());
-    let on_instance = slf.getattr("__dict__")?.contains(name)?;
-    Ok(on_instance
-        || !defined.is_some_and(|method| {
-            slf.get_type()
-                .getattr(name)
-                .is_ok_and(|now| now.is(&method))
-        }))
+fn is_replaced(slf: &Bound<'_, PyAny>, name: &str) -> PyResult<bool> {
+    plain_class(slf.py())?.is_replaced(slf, name)
 }
 
-fn path_of(slf: &Bound<'_, MusubiTraining>, attribute: &str) -> PyResult<PathBuf> {
+fn path_of(slf: &Bound<'_, PyAny>, attribute: &str) -> PyResult<PathBuf> {
     slf.getattr(attribute)?.extract()
 }
 
@@ -541,7 +543,7 @@ fn make_folder(path: &Path) -> Result<(), Error> {
     fs::create_dir_all(path).map_err(Error::io("create", path))
 }
 
-fn clone_of(slf: &Bound<'_, MusubiTraining>) -> PyResult<MusubiTuner> {
+fn clone_of(slf: &Bound<'_, PyAny>) -> PyResult<MusubiTuner> {
     Ok(MusubiTuner::new(absolute(&path_of(
         slf,
         "absolute_path_musubi_tuner",
@@ -549,7 +551,7 @@ fn clone_of(slf: &Bound<'_, MusubiTraining>) -> PyResult<MusubiTuner> {
 }
 
 /// The path of the weight file that `Models` has under `field`.
-fn weights_of(slf: &Bound<'_, MusubiTraining>, field: &str) -> PyResult<PathBuf> {
+fn weights_of(slf: &Bound<'_, PyAny>, field: &str) -> PyResult<PathBuf> {
     let name: PathBuf = slf
         .getattr("models_for_training")?
         .getattr(field)?
@@ -567,7 +569,7 @@ fn absolute(path: &Path) -> PyResult<PathBuf> {
 }
 
 /// Runs a step of Musubi Tuner through `self._run_cmd`; tells whether a command was started, as that may be replaced.
-fn run_step(slf: &Bound<'_, MusubiTraining>, step: &str, argv: &[OsString]) -> PyResult<bool> {
+fn run_step(slf: &Bound<'_, PyAny>, step: &str, argv: &[OsString]) -> PyResult<bool> {
     let py = slf.py();
     let before = COMMANDS_RUN.get();
     let cwd = absolute(&path_of(slf, "absolute_path_musubi_tuner")?)?;
@@ -576,14 +578,21 @@ fn run_step(slf: &Bound<'_, MusubiTraining>, step: &str, argv: &[OsString]) -> P
     Ok(COMMANDS_RUN.get() != before)
 }
 
-fn is_failed_command(py: Python<'_>, error: &PyErr) -> bool {
-    py.import("subprocess")
-        .and_then(|module| module.getattr("CalledProcessError"))
-        .is_ok_and(|kind| error.is_instance(py, &kind))
+/// The exit code, if the error says that a command has failed.
+fn failed_command(py: Python<'_>, error: &PyErr) -> Option<i32> {
+    let kind = py
+        .import("subprocess")
+        .ok()?
+        .getattr("CalledProcessError")
+        .ok()?;
+    if !error.is_instance(py, &kind) {
+        return None;
+    }
+    error.value(py).getattr("returncode").ok()?.extract().ok()
 }
 
 /// The adapter as this clone merges it: the caller's file, or one in Musubi Tuner's naming in the training folder.
-fn mergeable_adapter(slf: &Bound<'_, MusubiTraining>, clone: &MusubiTuner) -> PyResult<PathBuf> {
+fn mergeable_adapter(slf: &Bound<'_, PyAny>, clone: &MusubiTuner) -> PyResult<PathBuf> {
     let py = slf.py();
     let given = absolute(&weights_of(slf, "base_weights")?)?;
     let folder = absolute(&path_of(slf, "absolute_path_training_folder")?)?;

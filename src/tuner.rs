@@ -33,6 +33,15 @@ pub enum ConverterForm {
     Positional,
 }
 
+/// How to call a conversion script, and when to try the other way.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ConverterCall {
+    pub first: ConverterForm,
+    pub second: ConverterForm,
+    /// An `argparse` script that is called the wrong way says so by its exit code; of others any failure may mean it.
+    pub second_after_usage_error_only: bool,
+}
+
 impl MusubiTuner {
     #[must_use]
     pub fn new(folder: PathBuf) -> Self {
@@ -95,17 +104,35 @@ impl MusubiTuner {
     }
 }
 
-/// The ways to call a conversion script, to be tried in order, by what its text declares.
+/// How to call the conversion script of this text. Where the text does not tell, flags come first, as in the original.
 #[must_use]
-pub fn converter_forms(script: &str) -> &'static [ConverterForm] {
-    let declares_flags = script.contains("--model_path") && script.contains("--output_path");
-    match (declares_flags, script.contains("argparse")) {
-        (true, true) => &[ConverterForm::Flags],
-        // Its own way of reading arguments: only trying tells.
-        (true, false) => &[ConverterForm::Flags, ConverterForm::Positional],
-        (false, _) => &[ConverterForm::Positional],
+pub fn converter_call(script: &str) -> ConverterCall {
+    let declares_arguments = script.contains("add_argument(");
+    let declares_flags = script.split("add_argument(").skip(1).any(|declared| {
+        let name = declared.trim_start().trim_start_matches(['"', '\'']);
+        name.starts_with("--model_path") || name.starts_with("--output_path")
+    });
+    let reads_flags = script.contains("--model_path") || script.contains("--output_path");
+    let reads_positions = script.contains("argv[1") || script.contains("len(sys.argv)");
+    let takes_positions = if declares_arguments {
+        !declares_flags
+    } else {
+        reads_positions && !reads_flags
+    };
+    let (first, second) = if takes_positions {
+        (ConverterForm::Positional, ConverterForm::Flags)
+    } else {
+        (ConverterForm::Flags, ConverterForm::Positional)
+    };
+    ConverterCall {
+        first,
+        second,
+        second_after_usage_error_only: declares_arguments,
     }
 }
+
+/// The exit code of `argparse` for a command line that it does not take.
+pub const USAGE_ERROR: i32 = 2;
 
 /// One word of a command line after the other, in whatever type it comes.
 macro_rules! argv {
@@ -234,16 +261,38 @@ mod tests {
 
     #[test]
     fn a_converter_is_called_the_way_its_text_says() {
-        let real =
-            "import argparse\nparser.add_argument('src_path')\nparser.add_argument('dst_path')";
-        let flags = "import argparse\nparser.add_argument('--model_path')\nparser.add_argument('--output_path')";
-        let own = "import sys\nsource = sys.argv[sys.argv.index('--model_path') + 1]  # and --output_path";
-        assert_eq!(converter_forms(real), [ConverterForm::Positional]);
-        assert_eq!(converter_forms(flags), [ConverterForm::Flags]);
-        assert_eq!(
-            converter_forms(own),
-            [ConverterForm::Flags, ConverterForm::Positional]
-        );
-        assert_eq!(converter_forms(""), [ConverterForm::Positional]);
+        use ConverterForm::{Flags, Positional};
+        for (script, first, after_usage_error_only) in [
+            (
+                "parser.add_argument('src_path'); parser.add_argument('dst_path')",
+                Positional,
+                true,
+            ),
+            (
+                "parser.add_argument('src_path')  # not --model_path and --output_path",
+                Positional,
+                true,
+            ),
+            ("parser.add_argument(\n    \"--model_path\")", Flags, true),
+            ("parser.add_argument('--output_path')", Flags, true),
+            ("source, destination = sys.argv[1:]", Positional, false),
+            ("shutil.copy(sys.argv[1], sys.argv[2])", Positional, false),
+            (
+                "output = sys.argv[sys.argv.index('--output_path') + 1]",
+                Flags,
+                false,
+            ),
+            ("output = sys.argv[4]", Flags, false),
+            ("from arguments import parser", Flags, false),
+            ("", Flags, false),
+        ] {
+            let call = converter_call(script);
+            assert_eq!(call.first, first, "{script}");
+            assert_ne!(call.first, call.second, "{script}");
+            assert_eq!(
+                call.second_after_usage_error_only, after_usage_error_only,
+                "{script}"
+            );
+        }
     }
 }

@@ -2,11 +2,11 @@
 //!
 //! A killed host cannot end its training, `PR_SET_PDEATHSIG` follows the thread that forked and does not cover
 //! grandchildren, and a signal to `accelerate` alone leaves the training running. So the command's parent is a fork
-//! of this process that does nothing but wait: for the command's end, or for the end of its lifeline, a pipe whose
-//! writing end this process alone holds and which the kernel closes however it dies. On Linux the supervisor is also
-//! the subreaper of the tree: what the command leaves behind becomes its child, sessions of their own included.
+//! of this process that does nothing but wait: for the command's end, or for the end of its lifeline, a socket whose
+//! other end this process holds and which the kernel closes however it dies. On Linux the supervisor is also the
+//! subreaper of the tree: what the command leaves behind becomes its child, sessions of their own included.
 //!
-//! The supervisor exits as the command did, so whoever waits for it sees the command's exit status.
+//! At the end it writes the command's wait status into the lifeline.
 #![allow(
     unsafe_code,
     reason = "fork, and between fork and exec only raw, async-signal-safe system calls are sound"
@@ -17,6 +17,7 @@ use std::os::fd::RawFd;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::ptr;
+use std::sync::atomic::{AtomicI32, Ordering};
 
 use libc::{c_int, pid_t};
 
@@ -33,7 +34,7 @@ const KILL_MS: u32 = 5_000;
 /// Between two looks at a tree that is being ended.
 const LOOK_MS: u32 = 10;
 
-/// Puts a supervisor between this process and what `command` will start; `lifeline` is the reading end of the pipe.
+/// Puts a supervisor between this process and what `command` will start; `lifeline` is its end of the socket.
 pub fn supervise(command: &mut Command, lifeline: RawFd) {
     // SAFETY: getpid has no preconditions.
     let host = unsafe { libc::getpid() };
@@ -53,6 +54,8 @@ fn fork_supervised(lifeline: RawFd, host: pid_t) -> io::Result<()> {
         libc::sigprocmask(libc::SIG_SETMASK, &raw const all, ptr::null_mut());
         #[cfg(target_os = "linux")]
         libc::prctl(libc::PR_SET_CHILD_SUBREAPER, libc::c_ulong::from(true));
+        // Where the host ignores it, the kernel would throw the command's status away.
+        libc::signal(libc::SIGCHLD, libc::SIG_DFL);
         let supervisor = libc::getpid();
         match libc::fork() {
             -1 => Err(io::Error::last_os_error()),
@@ -67,7 +70,7 @@ fn fork_supervised(lifeline: RawFd, host: pid_t) -> io::Result<()> {
                     libc::_exit(1);
                 }
                 // A host started in the background ignores SIGINT; the command must not, or it cannot be asked to end.
-                for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGCHLD] {
+                for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGCHLD, libc::SIGXFSZ] {
                     libc::signal(signal, libc::SIG_DFL);
                 }
                 inherit_standard_streams_only();
@@ -92,13 +95,15 @@ struct Supervisor {
 impl Supervisor {
     fn watch(&self, lifeline: RawFd) -> ! {
         keep_only(lifeline);
-        // SAFETY: as above; the handler only has to exist for SIGCHLD to interrupt pselect.
+        // SAFETY: as above.
         unsafe {
             #[cfg(target_os = "linux")]
             libc::prctl(libc::PR_SET_NAME, c"musubi-guard".as_ptr());
-            let mut action: libc::sigaction = std::mem::zeroed();
-            action.sa_sigaction = interrupt as extern "C" fn(c_int) as libc::sighandler_t;
-            libc::sigaction(libc::SIGCHLD, &raw const action, ptr::null_mut());
+            for signal in HEARD {
+                let mut action: libc::sigaction = std::mem::zeroed();
+                action.sa_sigaction = note as extern "C" fn(c_int) as libc::sighandler_t;
+                libc::sigaction(signal, &raw const action, ptr::null_mut());
+            }
         }
         loop {
             self.reap_others();
@@ -106,12 +111,17 @@ impl Supervisor {
                 self.end_tree(&SWEEP);
                 break;
             }
+            match NOTED.swap(0, Ordering::Relaxed) {
+                0 => {}
+                // Whoever signals the host's child means the command.
+                signal => self.signal_tree(signal),
+            }
             if lifeline_ended_within_a_second() || self.host_is_gone() {
                 self.end_tree(&STOP);
                 break;
             }
         }
-        self.exit_as_the_command_did()
+        self.tell_status()
     }
 
     /// Whether the command has ended. It is not reaped before the very end, so that its process group's number, which
@@ -228,30 +238,28 @@ impl Supervisor {
     #[cfg(not(target_os = "linux"))]
     fn for_each_other(&self, _act: impl FnMut(pid_t)) {}
 
-    fn exit_as_the_command_did(&self) -> ! {
-        // SAFETY: raw system calls on this process alone.
+    fn tell_status(&self) -> ! {
+        let mut status: c_int = 0;
+        // SAFETY: both read or write the four bytes of `status` alone.
         unsafe {
-            let mut status = 0;
             libc::waitpid(self.command, &raw mut status, 0);
-            if libc::WIFSIGNALED(status) {
-                let no_core = libc::rlimit {
-                    rlim_cur: 0,
-                    rlim_max: 0,
-                };
-                libc::setrlimit(libc::RLIMIT_CORE, &raw const no_core);
-                let signal = libc::WTERMSIG(status);
-                libc::signal(signal, libc::SIG_DFL);
-                let mut none = std::mem::zeroed();
-                libc::sigemptyset(&raw mut none);
-                libc::kill(libc::getpid(), signal);
-                libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());
-            }
-            libc::_exit(libc::WEXITSTATUS(status))
+            libc::write(0, (&raw const status).cast(), size_of::<c_int>());
+            libc::_exit(0)
         }
     }
 }
 
-extern "C" fn interrupt(_signal: c_int) {}
+/// What a waiting supervisor hears.
+const HEARD: [c_int; 4] = [libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
+
+/// The last signal heard; SIGCHLD only has to interrupt the waiting, and never takes the place of another.
+static NOTED: AtomicI32 = AtomicI32::new(0);
+
+extern "C" fn note(signal: c_int) {
+    if signal != libc::SIGCHLD {
+        NOTED.store(signal, Ordering::Relaxed);
+    }
+}
 
 /// Closes everything but `lifeline`, which becomes descriptor 0: the command's output must end with the command.
 fn keep_only(lifeline: RawFd) {
@@ -295,7 +303,7 @@ fn most_descriptors() -> c_int {
     c_int::try_from(limit.clamp(256, 65_536)).unwrap_or(65_536)
 }
 
-/// Waits for the lifeline's end, interrupted by SIGCHLD, for a second at most.
+/// Waits for the lifeline's end or a byte in it, interrupted by what is [`HEARD`], for a second at most.
 fn lifeline_ended_within_a_second() -> bool {
     // SAFETY: descriptor 0 is the lifeline; all sets are initialised before use.
     unsafe {
@@ -304,7 +312,9 @@ fn lifeline_ended_within_a_second() -> bool {
         libc::FD_SET(0, &raw mut readable);
         let mut blocked = std::mem::zeroed();
         libc::sigfillset(&raw mut blocked);
-        libc::sigdelset(&raw mut blocked, libc::SIGCHLD);
+        for signal in HEARD {
+            libc::sigdelset(&raw mut blocked, signal);
+        }
         let second = libc::timespec {
             tv_sec: 1,
             tv_nsec: 0,

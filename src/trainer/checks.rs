@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 
-use super::{MusubiTraining, absolute, clone_of, is_replaced, path_of, weights_of};
+use super::{absolute, clone_of, is_replaced, path_of, weights_of};
 use crate::dataset::Layout;
 use crate::error::Error;
 use crate::tuner::MusubiTuner;
@@ -17,11 +17,24 @@ use crate::{adapter, config, disk, interpreter, interrupt};
 /// the photos and caches come on top.
 const LITTLE_SPACE_BYTES: u64 = 500_000_000;
 
-/// The steps that will run, and that this class itself defines: whoever replaces one may need nothing of the rest.
-pub struct Steps {
-    pub pre_cache: bool,
-    pub launch_training: bool,
-    pub convert_for_comfyui: bool,
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    PrepareDataset,
+    PreCache,
+    LaunchTraining,
+    ConvertForComfyui,
+}
+
+impl Step {
+    /// The method that does it.
+    pub fn method(self) -> &'static str {
+        match self {
+            Self::PrepareDataset => "_prepare_dataset",
+            Self::PreCache => "_pre_cache",
+            Self::LaunchTraining => "_launch_training",
+            Self::ConvertForComfyui => "_convert_for_comfyui",
+        }
+    }
 }
 
 /// # Errors
@@ -38,10 +51,7 @@ pub fn exists(what: &'static str, path: &Path) -> Result<(), Error> {
 }
 
 /// Whether `_prepare_dataset` may accept this TOML; false only when it is ours and the text does not parse.
-pub fn toml_may_pass(
-    slf: &Bound<'_, MusubiTraining>,
-    content: &Bound<'_, PyAny>,
-) -> PyResult<bool> {
+pub fn toml_may_pass(slf: &Bound<'_, PyAny>, content: &Bound<'_, PyAny>) -> PyResult<bool> {
     if is_replaced(slf, "_prepare_dataset")? || is_replaced(slf, "_validate_toml_str")? {
         return Ok(true);
     }
@@ -50,33 +60,30 @@ pub fn toml_may_pass(
         .is_ok_and(|text| text.to_str().is_ok_and(|text| config::parse(text).is_ok())))
 }
 
-/// All checks of all steps; returns what is odd but no proof of a failure.
-pub fn everything(slf: &Bound<'_, MusubiTraining>, steps: &Steps) -> PyResult<Vec<String>> {
+/// All checks of these steps; returns what is odd but no proof of a failure.
+pub fn everything(slf: &Bound<'_, PyAny>, steps: &[Step]) -> PyResult<BTreeSet<String>> {
     let mut warnings = BTreeSet::new();
-    if steps.pre_cache {
-        warnings.extend(pre_cache(slf)?);
+    for step in steps {
+        match step {
+            Step::PrepareDataset => {
+                warnings.extend(space(&absolute(&path_of(
+                    slf,
+                    "absolute_path_training_folder",
+                )?)?));
+            }
+            Step::PreCache => warnings.extend(pre_cache(slf)?),
+            Step::LaunchTraining => {
+                warnings.extend(launch_training(slf)?);
+                warnings.extend(space(&absolute(&path_of(slf, "absolute_path_output")?)?));
+            }
+            Step::ConvertForComfyui => conversion_script(slf)?,
+        }
     }
-    if steps.launch_training {
-        warnings.extend(launch_training(slf)?);
-    }
-    if steps.convert_for_comfyui {
-        conversion_script(slf)?;
-    }
-    let mut folders = Vec::new();
-    if !is_replaced(slf, "_prepare_dataset")? {
-        folders.push("absolute_path_training_folder");
-    }
-    if steps.launch_training {
-        folders.push("absolute_path_output");
-    }
-    for attribute in folders {
-        warnings.extend(space(&absolute(&path_of(slf, attribute)?)?));
-    }
-    Ok(warnings.into_iter().collect())
+    Ok(warnings)
 }
 
 /// What `_pre_cache` needs.
-pub fn pre_cache(slf: &Bound<'_, MusubiTraining>) -> PyResult<Vec<String>> {
+pub fn pre_cache(slf: &Bound<'_, PyAny>) -> PyResult<Vec<String>> {
     let clone = clone_of(slf)?;
     exists("Musubi script not found", &clone.latents_script())?;
     exists("Musubi script not found", &clone.text_encoder_script())?;
@@ -88,7 +95,7 @@ pub fn pre_cache(slf: &Bound<'_, MusubiTraining>) -> PyResult<Vec<String>> {
 }
 
 /// What `_launch_training` needs.
-pub fn launch_training(slf: &Bound<'_, MusubiTraining>) -> PyResult<Vec<String>> {
+pub fn launch_training(slf: &Bound<'_, PyAny>) -> PyResult<Vec<String>> {
     if !interpreter::can_import(slf.py(), "accelerate")? {
         return Err(Error::Unusable(format!(
             "Missing dependency: `accelerate`. The training is started with it by {}, which cannot find it: run \
@@ -113,7 +120,7 @@ pub fn launch_training(slf: &Bound<'_, MusubiTraining>) -> PyResult<Vec<String>>
 }
 
 /// What `_convert_for_comfyui` needs besides the LoRA.
-pub fn conversion_script(slf: &Bound<'_, MusubiTraining>) -> PyResult<()> {
+pub fn conversion_script(slf: &Bound<'_, PyAny>) -> PyResult<()> {
     Ok(exists(
         "Conversion script not found",
         &clone_of(slf)?.conversion_script(),
