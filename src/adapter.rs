@@ -16,19 +16,22 @@ use crate::error::Error;
 /// Musubi Tuner's own prefix of module names.
 const PREFIX: &str = "lora_unet_";
 
-/// Whether these tensors are in diffusers naming: `diffusion_model.layers.0.attention.to_q.lora_A.weight`.
+/// Whether these tensors are in diffusers naming: `diffusion_model.layers.0.attention.to_q.lora_A.weight`. Some of
+/// other names may be among them, for the text encoder say, but none in Musubi Tuner's own.
 #[must_use]
 pub fn is_in_diffusers_naming(metadata: &Metadata) -> bool {
     let names = metadata.offset_keys();
-    !names.is_empty() && names.iter().all(|name| module_path(name).is_some())
+    names.iter().any(|name| module_path(name).is_some())
+        && !names.iter().any(|name| name.starts_with("lora_"))
 }
 
 /// Writes the adapter at `source` to `destination` in Musubi Tuner's naming: tensors unchanged, `alpha` equal to the
-/// rank where there is none. The destination appears whole or not at all.
+/// rank where there is none. The destination appears whole or not at all. Returns how many tensors have another
+/// naming, and are left out as Musubi Tuner's own `convert_lora.py` does.
 ///
 /// # Errors
 /// [`Error::Io`] when a file cannot be read or written, [`Error::Unusable`] when the source is no safetensors file.
-pub fn rename(source: &Path, destination: &Path) -> Result<(), Error> {
+pub fn rename(source: &Path, destination: &Path) -> Result<usize, Error> {
     let bytes = fs::read(source).map_err(Error::io("read", source))?;
     let unreadable = |error| {
         Error::Unusable(format!(
@@ -40,8 +43,10 @@ pub fn rename(source: &Path, destination: &Path) -> Result<(), Error> {
     let (_, header) = SafeTensors::read_metadata(&bytes).map_err(unreadable)?;
 
     let mut renamed: BTreeMap<String, Tensor> = BTreeMap::new();
+    let mut left_out = 0;
     for (name, tensor) in tensors.iter() {
         let Some(name) = musubi_name(name) else {
+            left_out += 1;
             continue;
         };
         if let (Some(module), Some(&rank)) = (
@@ -62,7 +67,8 @@ pub fn rename(source: &Path, destination: &Path) -> Result<(), Error> {
             part.display()
         ))
     })?;
-    fs::rename(&part, destination).map_err(Error::io("rename into place", destination))
+    fs::rename(&part, destination).map_err(Error::io("rename into place", destination))?;
+    Ok(left_out)
 }
 
 /// `layers.0.attention.to_q.lora_A.weight` of a name in diffusers naming.
@@ -177,11 +183,12 @@ mod tests {
             ("diffusion_model.a.b.lora_B.weight", view(vec![4, 4], &down)),
             ("diffusion_model.c.lora_A.weight", view(vec![2, 8], &down)),
             ("diffusion_model.c.alpha", view(vec![], &down[..2])),
+            ("text_encoder.d.lora_A.weight", view(vec![2, 8], &down)),
         ];
         let metadata = Some([("name".to_owned(), "adapter".to_owned())].into());
         safetensors::serialize_to_file(tensors, metadata.clone(), &source).unwrap();
 
-        rename(&source, &destination).unwrap();
+        assert_eq!(rename(&source, &destination).unwrap(), 1);
 
         let bytes = fs::read(&destination).unwrap();
         let read = SafeTensors::deserialize(&bytes).unwrap();

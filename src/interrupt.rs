@@ -33,7 +33,9 @@ where
     let (sender, receiver) = sync_channel(MESSAGES_WAITING);
     let task = Task::new(cancel.clone(), sender);
     std::thread::scope(|scope| {
-        let worker = scope.spawn(move || work(&task));
+        let worker = std::thread::Builder::new()
+            .spawn_scoped(scope, move || work(&task))
+            .map_err(|error| Error::Unusable(format!("cannot start a thread: {error}")))?;
         let listened = listen(py, receiver, &mut on_message);
         if listened.is_err() {
             cancel.cancel();

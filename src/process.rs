@@ -12,6 +12,10 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Child, ExitStatus, Stdio};
 
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::{Errno, fcntl_dupfd_cloexec};
+use rustix::process::{Pid, Signal, kill_process_group};
+
 use crate::error::{Error, RUN};
 use crate::task::Task;
 use lines::LineSplitter;
@@ -39,6 +43,7 @@ const CHUNK_BYTES: usize = 64 * 1024;
 pub fn run(command: &Command, task: &Task<String>) -> Result<i32, Error> {
     let Started {
         mut supervisor,
+        leader,
         mut output,
         mut lifeline,
     } = spawn(command)?;
@@ -49,19 +54,28 @@ pub fn run(command: &Command, task: &Task<String>) -> Result<i32, Error> {
     task.cancel.on_cancel(move || {
         let _ = cord.write_all(b"x");
     });
-    let spoken = say_lines(&mut output, task);
-    let mut status = [0; 4];
-    let told = lifeline.read_exact(&mut status);
+    let spoken = say_lines(&mut output, &lifeline, task);
+    let status = read_number(&mut lifeline);
+    if status.is_none()
+        && let Some(leader) = leader.and_then(Pid::from_raw)
+    {
+        // The supervisor was killed, and with it the command alone: the rest of its group is for us to end.
+        let _ = kill_process_group(leader, Signal::KILL);
+    }
     // A host that ignores SIGCHLD, or waits for any child, leaves nothing to wait for here.
-    let supervisor_status = supervisor.wait();
+    let _ = supervisor.wait();
     spoken?;
     task.check()?;
-    Ok(match (told, supervisor_status) {
-        (Ok(()), _) => returncode(ExitStatus::from_raw(i32::from_ne_bytes(status))),
-        // The supervisor was killed, and the command with it.
-        (Err(_), Ok(status)) => returncode(status),
-        (Err(_), Err(_)) => -libc::SIGKILL,
-    })
+    Ok(status.map_or(-libc::SIGKILL, |status| {
+        returncode(ExitStatus::from_raw(status))
+    }))
+}
+
+/// The supervisor speaks in numbers of four bytes; `None` when it is gone.
+fn read_number(lifeline: &mut UnixStream) -> Option<i32> {
+    let mut number = [0; 4];
+    lifeline.read_exact(&mut number).ok()?;
+    Some(i32::from_ne_bytes(number))
 }
 
 fn program(command: &Command) -> PathBuf {
@@ -71,6 +85,8 @@ fn program(command: &Command) -> PathBuf {
 /// A command that runs.
 struct Started {
     supervisor: Child,
+    /// The command's process, which leads its group.
+    leader: Option<i32>,
     output: PipeReader,
     /// The run lasts as long as this is open and nothing is written to it; at the end it tells the command's status.
     lifeline: UnixStream,
@@ -91,7 +107,10 @@ fn spawn(command: &Command) -> Result<Started, Error> {
         return Err(in_folder(io::Error::from_raw_os_error(libc::ENOTDIR)));
     }
     let (output, output_writer) = pipe().map_err(&failed)?;
-    let (lifeline, supervisors_end) = UnixStream::pair().map_err(&failed)?;
+    let (mut lifeline, supervisors_end) = UnixStream::pair().map_err(&failed)?;
+    // Out of the way of the command's standard streams, where the host has closed its own.
+    let supervisors_end =
+        fcntl_dupfd_cloexec(supervisors_end, 3).map_err(|errno| failed(errno.into()))?;
     let mut process = std::process::Command::new(&program);
     process
         .args(arguments)
@@ -107,16 +126,24 @@ fn spawn(command: &Command) -> Result<Started, Error> {
         .stderr(output_writer.try_clone().map_err(&failed)?)
         .stdout(output_writer);
     supervisor::supervise(&mut process, supervisors_end.as_raw_fd());
-    // `process` holds our copies of the output's writing end: dropped here, so that the output can end.
+    let supervisor = process.spawn().map_err(&failed)?;
+    // They hold our copies of the output's writing end and of the supervisor's: both must end with their owners.
+    drop((process, supervisors_end));
     Ok(Started {
-        supervisor: process.spawn().map_err(&failed)?,
+        supervisor,
+        leader: read_number(&mut lifeline),
         output,
         lifeline,
     })
 }
 
-/// Says every line until the output ends; goes on reading when nobody listens, so that the command never waits.
-fn say_lines(output: &mut PipeReader, task: &Task<String>) -> Result<(), Error> {
+/// Says every line until the output ends; goes on reading when nobody listens, so that the command never waits. What
+/// holds the output open after the supervisor's end, a fork of this process say, is not waited for.
+fn say_lines(
+    output: &mut PipeReader,
+    lifeline: &UnixStream,
+    task: &Task<String>,
+) -> Result<(), Error> {
     let mut splitter = LineSplitter::default();
     let mut chunk = vec![0; CHUNK_BYTES];
     let mut heard = Ok(());
@@ -125,7 +152,7 @@ fn say_lines(output: &mut PipeReader, task: &Task<String>) -> Result<(), Error> 
             heard = task.say(String::from_utf8_lossy(line).into_owned());
         }
     };
-    loop {
+    while has_output(output, lifeline) {
         match output.read(&mut chunk) {
             Ok(0) => break,
             Ok(length) => splitter.feed(&chunk[..length], &mut say),
@@ -135,6 +162,21 @@ fn say_lines(output: &mut PipeReader, task: &Task<String>) -> Result<(), Error> 
     }
     splitter.finish(&mut say);
     heard
+}
+
+/// Waits until there is output to read, or none to come: true for output, at its end too.
+fn has_output(output: &PipeReader, lifeline: &UnixStream) -> bool {
+    let mut watched = [
+        PollFd::new(output, PollFlags::IN),
+        PollFd::new(lifeline, PollFlags::IN),
+    ];
+    loop {
+        match poll(&mut watched, None) {
+            Ok(_) => return !watched[0].revents().is_empty(),
+            Err(Errno::INTR) => {}
+            Err(_) => return true,
+        }
+    }
 }
 
 fn returncode(status: ExitStatus) -> i32 {

@@ -597,22 +597,22 @@ fn mergeable_adapter(slf: &Bound<'_, PyAny>, clone: &MusubiTuner) -> PyResult<Pa
     let given = absolute(&weights_of(slf, "base_weights")?)?;
     let folder = absolute(&path_of(slf, "absolute_path_training_folder")?)?;
     let renamed = folder.join(RENAMED_ADAPTER);
-    let is_renamed = interrupt::run_quietly(py, || {
+    let left_out = interrupt::run_quietly(py, || {
         if !checks::is_merged_in_vain(&given, clone)? {
-            return Ok(false);
+            return Ok(None);
         }
         make_folder(&folder)?;
-        adapter::rename(&given, &renamed)?;
-        Ok(true)
+        adapter::rename(&given, &renamed).map(Some)
     })?;
-    if !is_renamed {
+    let Some(left_out) = left_out else {
         return Ok(given);
-    }
+    };
     Log::new(py)?.info((
         "[train] base weights %s are in diffusers naming, of which this Musubi Tuner merges nothing: \
-         renamed into %s",
+         renamed into %s (%s tensors left out that have neither naming)",
         given.as_os_str(),
         renamed.as_os_str(),
+        left_out,
     ))?;
     Ok(renamed)
 }

@@ -1,6 +1,6 @@
 //! Safetensors files by their headers: whole, cut, or something else in their place.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
@@ -30,11 +30,12 @@ const BEGINNING_BYTES: u64 = 512;
 /// promises, a web page, or a git-lfs pointer. [`Error::Io`] when it cannot be read.
 pub fn inspect(path: &Path) -> Result<Weights, Error> {
     let failed = Error::io("read", path);
-    let mut file = File::open(path).map_err(&failed)?;
-    let found = file.metadata().map_err(&failed)?;
+    // Looked at before it is opened: opening a pipe waits for a writer.
+    let found = fs::metadata(path).map_err(&failed)?;
     if !found.is_file() {
         return Ok(Weights::Unrecognised("it is not a file".to_owned()));
     }
+    let mut file = File::open(path).map_err(&failed)?;
     let found_bytes = found.len();
     let mut beginning = Vec::new();
     file.by_ref()
@@ -120,8 +121,6 @@ fn impostor(path: &Path, beginning: &[u8], found_bytes: u64) -> Result<(), Error
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
 
     fn inspected(name: &str, content: &[u8]) -> Result<Weights, Error> {

@@ -6,11 +6,14 @@
 //! other end this process holds and which the kernel closes however it dies. On Linux the supervisor is also the
 //! subreaper of the tree: what the command leaves behind becomes its child, sessions of their own included.
 //!
-//! At the end it writes the command's wait status into the lifeline.
+//! It writes two numbers into the lifeline: the command's process, and at the end the command's wait status.
 #![allow(
     unsafe_code,
     reason = "fork, and between fork and exec only raw, async-signal-safe system calls are sound"
 )]
+
+#[cfg(target_os = "linux")]
+mod memory;
 
 use std::io;
 use std::os::fd::RawFd;
@@ -81,6 +84,7 @@ fn fork_supervised(lifeline: RawFd, host: pid_t) -> io::Result<()> {
             }
             command => {
                 libc::setpgid(command, command);
+                tell(lifeline, command);
                 Supervisor { command, host }.watch(lifeline)
             }
         }
@@ -95,6 +99,8 @@ struct Supervisor {
 impl Supervisor {
     fn watch(&self, lifeline: RawFd) -> ! {
         keep_only(lifeline);
+        #[cfg(target_os = "linux")]
+        memory::give_back(&NOTED);
         // SAFETY: as above.
         unsafe {
             #[cfg(target_os = "linux")]
@@ -240,13 +246,17 @@ impl Supervisor {
 
     fn tell_status(&self) -> ! {
         let mut status: c_int = 0;
-        // SAFETY: both read or write the four bytes of `status` alone.
-        unsafe {
-            libc::waitpid(self.command, &raw mut status, 0);
-            libc::write(0, (&raw const status).cast(), size_of::<c_int>());
-            libc::_exit(0)
-        }
+        // SAFETY: waitpid writes to `status` alone.
+        unsafe { libc::waitpid(self.command, &raw mut status, 0) };
+        tell(0, status);
+        // SAFETY: no preconditions.
+        unsafe { libc::_exit(0) }
     }
+}
+
+fn tell(lifeline: RawFd, number: c_int) {
+    // SAFETY: reads the bytes of `number` alone.
+    unsafe { libc::write(lifeline, (&raw const number).cast(), size_of::<c_int>()) };
 }
 
 /// What a waiting supervisor hears.

@@ -10,7 +10,7 @@ use crate::weights;
 /// What was at a path before a step ran.
 pub struct Before(Option<Identity>);
 
-/// Changes whenever a file is written or replaced; the change time cannot be set from outside.
+/// Changes whenever a file is written or replaced.
 type Identity = (u64, u64, u64, i64, i64);
 
 impl Before {
@@ -39,7 +39,7 @@ fn identity(path: &Path) -> Option<Identity> {
         found.dev(),
         found.ino(),
         found.size(),
-        found.ctime(),
-        found.ctime_nsec(),
+        found.mtime(),
+        found.mtime_nsec(),
     ))
 }
