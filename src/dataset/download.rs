@@ -4,12 +4,13 @@ use std::error::Error as _;
 use std::fmt;
 use std::fs::File;
 use std::hash::{BuildHasher, RandomState};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufRead, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
-use flate2::read::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
+use flate2::bufread::GzDecoder;
+use flate2::read::{DeflateDecoder, ZlibDecoder};
 use reqwest::blocking::{Client, Response};
 use reqwest::header::{self, HeaderMap, HeaderName};
 use reqwest::{StatusCode, Url, redirect};
@@ -710,7 +711,7 @@ fn undo_encodings(
         let encoded = File::open(&partial.path).map_err(Error::io("read", &partial.path))?;
         let mut encoded = io::BufReader::with_capacity(CHUNK_BYTES, encoded);
         let mut decoder: Box<dyn Read> = match encoding.as_str() {
-            "gzip" | "x-gzip" => Box::new(MultiGzDecoder::new(encoded)),
+            "gzip" | "x-gzip" => Box::new(GzipMembers::new(encoded)),
             // "deflate" means zlib, but some servers send it bare (RFC 9110, 8.4.1.2).
             "deflate"
                 if has_zlib_header(&mut encoded).map_err(Error::io("read", &partial.path))? =>
@@ -718,11 +719,13 @@ fn undo_encodings(
                 Box::new(ZlibDecoder::new(encoded))
             }
             "deflate" => Box::new(DeflateDecoder::new(encoded)),
+            // Stores keep whatever an upload named there ("utf-8", "aws-chunked"), and send it along with a file that
+            // is in no encoding at all.
             other => {
-                let reason = format!(
-                    "the server sent it in the encoding {other:?}, which was not asked for"
-                );
-                return Err(Stop::Try(Failure::final_connection(reason)));
+                task.info(format!(
+                    "[dataset] the server names the encoding {other:?}, which is unknown: the zip is read as it came"
+                ))?;
+                continue;
             }
         };
         let path = partial.path.with_extension("decoded");
@@ -747,6 +750,46 @@ fn undo_encodings(
         *partial = plain;
     }
     Ok(partial.written)
+}
+
+/// The members of a gzip file, one after the other (RFC 1952, 2.2). What follows them and is none is ignored.
+struct GzipMembers<R> {
+    /// `None` behind the last one.
+    member: Option<GzDecoder<R>>,
+    /// A later member than the first that has brought nothing so far, so that it may be none.
+    is_doubtful: bool,
+}
+
+impl<R: BufRead> GzipMembers<R> {
+    fn new(reader: R) -> Self {
+        Self {
+            member: Some(GzDecoder::new(reader)),
+            is_doubtful: false,
+        }
+    }
+}
+
+impl<R: BufRead> Read for GzipMembers<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while let Some(mut member) = self.member.take() {
+            match member.read(buffer) {
+                Ok(0) => {
+                    let mut rest = member.into_inner();
+                    if !rest.fill_buf()?.is_empty() {
+                        self.member = Some(GzDecoder::new(rest));
+                        self.is_doubtful = true;
+                    }
+                }
+                Err(error) if self.is_doubtful && error.raw_os_error().is_none() => {}
+                result => {
+                    self.is_doubtful &= result.is_err();
+                    self.member = Some(member);
+                    return result;
+                }
+            }
+        }
+        Ok(0)
+    }
 }
 
 /// RFC 1950, 2.2: compression method 8, and the first two bytes a multiple of 31.
@@ -1139,14 +1182,77 @@ mod tests {
                 "{name}"
             );
         }
-        let server = Server::start(vec![ok("\r\nContent-Encoding: br", b"?")]);
-        assert!(
-            fetch(&server, "", &impatient())
-                .0
-                .unwrap_err()
-                .to_string()
-                .contains("\"br\"")
-        );
+    }
+
+    #[test]
+    fn what_follows_the_members_of_a_gzip_file_is_ignored() {
+        use flate2::write::GzEncoder;
+        let member = |content: &[u8]| {
+            let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::default());
+            encoder.write_all(content).unwrap();
+            encoder.finish().unwrap()
+        };
+        let (first, second) = (member(b"first "), member(b"second"));
+        let both = [&first[..], &second].concat();
+        for (name, encoded, expected) in [
+            ("two", both.clone(), Some(&b"first second"[..])),
+            (
+                "an empty one between",
+                [&first[..], &member(b""), &second].concat(),
+                Some(b"first second"),
+            ),
+            (
+                "zeros",
+                [&both[..], &[0; 512]].concat(),
+                Some(b"first second"),
+            ),
+            (
+                "junk",
+                [&both[..], b"\r\n<!-- served by -->"].concat(),
+                Some(b"first second"),
+            ),
+            (
+                "half a signature",
+                [&both[..], b"\x1f"].concat(),
+                Some(b"first second"),
+            ),
+            ("none", b"no gzip".to_vec(), None),
+            ("a cut one", first[..first.len() - 9].to_vec(), None),
+        ] {
+            let server = Server::start(vec![ok("\r\nContent-Encoding: gzip", &encoded)]);
+            let result = fetch(&server, "", &impatient()).0;
+            assert_eq!(result.ok().as_deref(), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_content_encoding_leaves_the_bytes_as_they_are() {
+        use flate2::write::GzEncoder;
+        for encoding in [
+            "utf-8",
+            "aws-chunked",
+            "application/zip",
+            "none",
+            "br",
+            "UTF-8, binary",
+        ] {
+            let server = Server::start(vec![ok(
+                &format!("\r\nContent-Encoding: {encoding}"),
+                &body(),
+            )]);
+            assert_eq!(
+                fetch(&server, "", &impatient()).0.unwrap(),
+                body(),
+                "{encoding}"
+            );
+        }
+        let mut gzip = GzEncoder::new(Vec::new(), flate2::Compression::default());
+        gzip.write_all(&body()).unwrap();
+        let server = Server::start(vec![ok(
+            "\r\nContent-Encoding: gzip, aws-chunked",
+            &gzip.finish().unwrap(),
+        )]);
+        assert_eq!(fetch(&server, "", &impatient()).0.unwrap(), body());
     }
 
     #[test]
