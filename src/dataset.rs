@@ -133,10 +133,18 @@ pub fn prepare_with(
 }
 
 /// Keeps other runs off the training folder, until it is dropped or its process ends, however that ends.
-///
+struct Lock(fs::File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // A process that the host forked meanwhile holds a duplicate, which would keep the lock beyond the closing.
+        let _ = flock(&self.0, FlockOperation::Unlock);
+    }
+}
+
 /// # Errors
 /// [`Error::Unusable`] when another run is preparing a dataset there.
-fn lock(training_folder: &Path) -> Result<fs::File, Error> {
+fn lock(training_folder: &Path) -> Result<Lock, Error> {
     let folder = fs::File::open(training_folder).map_err(Error::io("open", training_folder))?;
     match flock(&folder, FlockOperation::NonBlockingLockExclusive) {
         Err(Errno::WOULDBLOCK) => Err(Error::Unusable(format!(
@@ -144,7 +152,7 @@ fn lock(training_folder: &Path) -> Result<fs::File, Error> {
             training_folder.display()
         ))),
         // A file system without locks goes without.
-        _ => Ok(folder),
+        _ => Ok(Lock(folder)),
     }
 }
 
@@ -700,6 +708,17 @@ mod tests {
         assert_eq!(tree(folder.path()), before);
         drop(other);
         run_with(folder.path(), &new_zip()).0.unwrap();
+    }
+
+    #[test]
+    fn a_run_that_is_over_keeps_nobody_off_whoever_has_its_files() {
+        let folder = used_folder();
+        let of_the_run = lock(folder.path()).unwrap();
+        // What a process that is forked meanwhile holds.
+        let _duplicate = of_the_run.0.try_clone().unwrap();
+        assert!(lock(folder.path()).is_err());
+        drop(of_the_run);
+        assert!(lock(folder.path()).is_ok());
     }
 
     #[test]

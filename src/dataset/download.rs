@@ -335,6 +335,10 @@ fn client(url: &RedactedUrl, patience: &Patience) -> Result<Client, Error> {
         .cookie_store(true)
         // A Referer would hand the signed query to the host that it redirects to.
         .referer(false)
+        // Heads that other clients read, too: blanks before the colon, folded lines, lines that are no header.
+        .http1_allow_spaces_after_header_name_in_responses(true)
+        .http1_allow_obsolete_multiline_headers_in_responses(true)
+        .http1_ignore_invalid_headers_in_responses(true)
         // A retry starts on a fresh connection.
         .pool_max_idle_per_host(0)
         .use_preconfigured_tls(trusted)
@@ -477,7 +481,7 @@ fn attempt(
     if status.is_client_error() || status.is_server_error() {
         return Err(Stop::Try(Failure::status(status, &headers)));
     }
-    if status == StatusCode::PARTIAL_CONTENT {
+    if status == StatusCode::PARTIAL_CONTENT && !(resumption.is_none() && is_whole(&headers)) {
         if let Err(reason) = continues(partial, &headers) {
             partial.restart()?;
             return Err(Stop::Try(Failure::connection(reason)));
@@ -526,6 +530,21 @@ fn check_limit(bytes: u64, patience: &Patience) -> Result<(), Stop> {
         ))));
     }
     Ok(())
+}
+
+/// Whether a 206 that nobody asked for brings all of the file: some servers and proxies always answer so.
+fn is_whole(headers: &HeaderMap) -> bool {
+    let Some(range) = headers.get(header::CONTENT_RANGE) else {
+        return true;
+    };
+    let whole = |range: &str| {
+        let (span, total) = range.strip_prefix("bytes ")?.split_once('/')?;
+        let (start, end) = span.split_once('-')?;
+        let after_end = end.trim().parse::<u64>().ok()?.checked_add(1)?;
+        let is_total = total.trim() == "*" || total.trim().parse() == Ok(after_end);
+        Some(start.trim() == "0" && is_total)
+    };
+    range.to_str().ok().and_then(whole).unwrap_or_default()
 }
 
 /// Whether a 206 goes on exactly where the file ends, with the same version of it.
@@ -1115,6 +1134,67 @@ mod tests {
                 last.contains("range:"),
                 name == "the server sends the new file",
                 "{name}: {last}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_part_unasked_for_that_is_all_of_the_file_is_taken() {
+        for range in [
+            "X: y",
+            "Content-Range: bytes 0-159999/160000",
+            "Content-Range: bytes 0-159999/*",
+        ] {
+            let head = format!("206 Partial\r\nContent-Length: 160000\r\nETag: \"one\"\r\n{range}");
+            // Cut, and then as asked for: the part counts as a beginning like any other.
+            let rest = "206 Partial\r\nContent-Range: bytes 60000-159999/160000\r\nETag: \"one\"";
+            for replies in [
+                vec![answer(&head, &body())],
+                vec![
+                    answer(&head, &body()[..60_000]),
+                    answer(rest, &body()[60_000..]),
+                ],
+            ] {
+                let tries = replies.len();
+                let server = Server::start(replies);
+                assert_eq!(
+                    fetch(&server, "", &impatient()).0.unwrap(),
+                    body(),
+                    "{range}"
+                );
+                assert_eq!(server.requests().len(), tries, "{range}");
+            }
+        }
+        for range in [
+            "bytes 0-159999/170000",
+            "bytes 1-160000/160001",
+            "bytes */160000",
+            "pages 0-1/2",
+        ] {
+            let part = format!("206 Partial\r\nContent-Range: {range}");
+            let server = Server::start(vec![answer(&part, &body()), ok("", b"whole")]);
+            assert_eq!(
+                fetch(&server, "", &impatient()).0.unwrap(),
+                b"whole",
+                "{range}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_sloppy_head_is_read() {
+        for sloppy in [
+            "X-Foo : 1",
+            "X-Foo: a\r\n b",
+            "no header",
+            "X-Foo: \u{e9}",
+            "Bad Name: 1",
+        ] {
+            let server = Server::start(vec![ok(&format!("\r\n{sloppy}\r\nX-Bar: 1"), &body())]);
+            assert_eq!(
+                fetch(&server, "", &impatient()).0.unwrap(),
+                body(),
+                "{sloppy:?}"
             );
         }
     }
