@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -58,7 +59,7 @@ pub struct Extraction {
 }
 
 /// Extracts every photo of `zip`, wherever it lies in it, to `folder/0`, `folder/1`, …, ordered by depth and name.
-/// The archive's names reach no path.
+/// The archive's names reach no path. A wrong number of entries at the end of `zip` is set right in it.
 ///
 /// # Errors
 /// [`Error::BadZip`] for what is no zip or a damaged or lying one, [`Error::Unusable`] for one that is encrypted or
@@ -70,15 +71,22 @@ pub fn extract(
     limits: &Limits,
     task: &Task<LogLine>,
 ) -> Result<Extraction, Error> {
-    let mut file = File::open(zip).map_err(Error::io("read", zip))?;
-    if let Some(entries) = declared_entries(&mut file).map_err(Error::io("read", zip))?
-        && entries > limits.entries
-    {
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .open(zip)
+        .map_err(Error::io("read", zip))?;
+    let Some(directory) = Directory::find(&file, limits).map_err(Error::io("read", zip))? else {
+        let error = ZipError::InvalidArchive("no central directory ends where it should".into());
+        return Err(not_a_zip(zip, content_type, &error)?);
+    };
+    if directory.entries > limits.entries {
         return Err(Error::BadZip(format!(
-            "the zip has {entries} entries, {} are allowed",
+            "the zip has more entries than the {} that are allowed",
             limits.entries
         )));
     }
+    directory.settle(&file).map_err(Error::io("write", zip))??;
     let mut archive = match ZipArchive::new(io::BufReader::new(&file)) {
         Ok(archive) => archive,
         Err(ZipError::Io(error)) if error.raw_os_error().is_some() => {
@@ -86,7 +94,17 @@ pub fn extract(
         }
         Err(error) => return Err(not_a_zip(zip, content_type, &error)?),
     };
-    let (mut extraction, entries) = choose(&mut archive, &file)?;
+    if archive.central_directory_start() != directory.start {
+        let error = ZipError::InvalidArchive("its central directory lies elsewhere".into());
+        return Err(not_a_zip(zip, content_type, &error)?);
+    }
+    let (mut extraction, entries) = match choose(&mut archive, &file) {
+        Err(Error::BadZip(_)) if directory.is_of_several_parts => {
+            let error = ZipError::UnsupportedArchive("it says to be the last of several");
+            return Err(not_a_zip(zip, content_type, &error)?);
+        }
+        chosen => chosen?,
+    };
     refuse_overlaps(&entries, archive.central_directory_start())?;
     refuse_bombs(&entries, limits)?;
     space::require(
@@ -151,10 +169,11 @@ fn choose<R: Read + Seek>(
             continue;
         }
         // The kind of file, in the upper half where Unix wrote the entry: a link's content is a path, not a photo.
+        // Some writers leave odd bits there on what is a file all the same.
         let kind = file.unix_mode().unwrap_or_default() & 0o170_000;
-        if kind == 0o120_000 {
+        if kind == LINK {
             extraction.left_out.push((name, "it is a symbolic link"));
-        } else if kind != 0 && kind != 0o100_000 {
+        } else if FIFO_DEVICES_SOCKET.contains(&kind) || (kind == FOLDER && file.size() == 0) {
             extraction.left_out.push((name, "it is not a regular file"));
         } else if base_name(&name).starts_with('.') {
             // As Python's glob has it, which Musubi Tuner looks for images with.
@@ -189,6 +208,11 @@ fn choose<R: Read + Seek>(
     entries.sort_by(|a, b| (depth(&a.name), &a.name).cmp(&(depth(&b.name), &b.name)));
     Ok((extraction, entries))
 }
+
+/// Of `stat`'s mode, as far as it names the kind of file.
+const FOLDER: u32 = 0o040_000;
+const LINK: u32 = 0o120_000;
+const FIFO_DEVICES_SOCKET: [u32; 4] = [0o010_000, 0o020_000, 0o060_000, 0o140_000];
 
 fn is_supported(method: CompressionMethod) -> bool {
     [
@@ -325,33 +349,124 @@ fn write_entry<R: Read + Seek>(
     Ok(())
 }
 
-/// What the end record says, before anything is set aside for that many entries.
-fn declared_entries(file: &mut (impl Read + Seek)) -> io::Result<Option<u64>> {
-    const END: &[u8] = b"PK\x05\x06";
-    const END_64: &[u8] = b"PK\x06\x06";
-    let length = file.seek(SeekFrom::End(0))?;
-    // The record, its longest comment, and room for the zip64 records before it.
-    file.seek(SeekFrom::Start(length.saturating_sub(22 + 0xffff + 256)))?;
-    let mut tail = Vec::new();
-    file.read_to_end(&mut tail)?;
-    file.rewind()?;
-    let last = |signature: &[u8]| tail.windows(4).rposition(|bytes| bytes == signature);
-    let Some(end) = last(END) else {
-        return Ok(None);
-    };
-    let short = tail
-        .get(end + 10..end + 12)
-        .map(|bytes| u64::from(u16::from_le_bytes([bytes[0], bytes[1]])));
-    if short != Some(0xffff) {
-        return Ok(short);
+/// Where the zip's directory lies and how much is in it, as Python's `zipfile` finds it: by its size. The number of
+/// entries that the end record says is wrong in zips of some writers, most of all from 65,536 entries on.
+struct Directory {
+    start: u64,
+    /// Counted; beyond the limit not to the end.
+    entries: u64,
+    is_of_several_parts: bool,
+    end_record: u64,
+    /// The record that tells what is too large for the end record.
+    end_record_64: Option<u64>,
+}
+
+impl Directory {
+    fn find(file: &File, limits: &Limits) -> io::Result<Option<Self>> {
+        const END: &[u8] = b"PK\x05\x06";
+        const END_64: &[u8] = b"PK\x06\x06";
+        const LOCATOR_64: &[u8] = b"PK\x06\x07";
+        let length = file.metadata()?.len();
+        // The record with its longest comment, and those of zip64 before it.
+        let tail_start = length.saturating_sub(22 + 0xffff + 76);
+        let mut tail = Vec::new();
+        let mut reader = io::BufReader::new(file);
+        reader.seek(SeekFrom::Start(tail_start))?;
+        reader.read_to_end(&mut tail)?;
+        let number = |at: usize, bytes: usize| {
+            let digits = tail[at..at + bytes].iter().rev();
+            digits.fold(0, |number, byte| number << 8 | u64::from(*byte))
+        };
+        let is = |at: usize, signature: &[u8]| tail[at..].starts_with(signature);
+        // The last is the one, unless a comment behind it holds the signature: not often, but in a hostile zip.
+        let ends = (0..tail.len().saturating_sub(21)).rev();
+        for end in ends.filter(|end| is(*end, END)).take(8) {
+            let end_64 = end
+                .checked_sub(76)
+                .filter(|end_64| is(*end_64, END_64) && is(end - 20, LOCATOR_64));
+            let (directory_end, size, disk) = match end_64 {
+                Some(end_64) => (end_64, number(end_64 + 40, 8), number(end_64 + 16, 4)),
+                None => (end, number(end + 12, 4), number(end + 4, 2)),
+            };
+            let directory_end = tail_start + directory_end as u64;
+            let Some(start) = directory_end.checked_sub(size) else {
+                continue;
+            };
+            if let Some(entries) = count_headers(&mut reader, start..directory_end, limits.entries)?
+            {
+                return Ok(Some(Self {
+                    start,
+                    entries,
+                    is_of_several_parts: disk != 0,
+                    end_record: tail_start + end as u64,
+                    end_record_64: end_64.map(|end_64| tail_start + end_64 as u64),
+                }));
+            }
+        }
+        Ok(None)
     }
-    let long = last(END_64).and_then(|end| {
-        tail.get(end + 32..end + 40)?
-            .try_into()
-            .ok()
-            .map(u64::from_le_bytes)
-    });
-    Ok(long.or(short))
+
+    /// Has the end record say what is in the directory, which the crate goes by.
+    fn settle(&self, file: &File) -> io::Result<Result<(), Error>> {
+        const IN_END_RECORD_64: u16 = 0xffff;
+        let mut counts = [0; 8];
+        file.read_exact_at(&mut counts, self.end_record + 4)?;
+        let entries = match (u16::try_from(self.entries), self.end_record_64) {
+            (_, Some(_)) if counts[4..] == [0xff; 4] => IN_END_RECORD_64,
+            (Ok(entries), _) => entries,
+            (Err(_), Some(_)) => IN_END_RECORD_64,
+            (Err(_), None) => {
+                return Ok(Err(Error::BadZip(format!(
+                    "the zip has {} entries, which only a zip64 can tell, and it tells {}: make it with another program",
+                    self.entries,
+                    u16::from_le_bytes([counts[6], counts[7]])
+                ))));
+            }
+        };
+        let [low, high] = entries.to_le_bytes();
+        // Two numbers of disks, two of entries.
+        let settled = [0, 0, 0, 0, low, high, low, high];
+        if counts != settled {
+            file.write_all_at(&settled, self.end_record + 4)?;
+        }
+        if let Some(record) = self.end_record_64 {
+            let settled = [
+                [0; 8],
+                self.entries.to_le_bytes(),
+                self.entries.to_le_bytes(),
+            ]
+            .concat();
+            file.write_all_at(&settled, record + 16)?;
+        }
+        Ok(Ok(()))
+    }
+}
+
+/// How many headers lie there, one after the other, and nothing else; at most one more than `limit`.
+fn count_headers(
+    reader: &mut io::BufReader<&File>,
+    place: Range<u64>,
+    limit: u64,
+) -> io::Result<Option<u64>> {
+    let (mut at, mut count) = (place.start, 0);
+    reader.seek(SeekFrom::Start(at))?;
+    while at < place.end && count <= limit {
+        let mut header = [0; 46];
+        match reader.read_exact(&mut header) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+            result => result?,
+        }
+        if !header.starts_with(b"PK\x01\x02") {
+            return Ok(None);
+        }
+        let length = |at: usize| i64::from(u16::from_le_bytes([header[at], header[at + 1]]));
+        // Its name, extra fields and comment.
+        let rest = length(28) + length(30) + length(32);
+        reader.seek_relative(rest)?;
+        at += header.len() as u64 + rest.unsigned_abs();
+        count += 1;
+    }
+    Ok(Some(count))
 }
 
 /// Says what it is instead.
@@ -683,6 +798,127 @@ mod tests {
     }
 
     #[test]
+    fn odd_modes_do_not_make_a_photo_another_thing() {
+        const DOS: u8 = 0;
+        const UNIX: u8 = 3;
+        let photo = zip_of([("a.jpg", jpeg(1, 1))]);
+        let empty = zip_of([("a.jpg", vec![])]);
+        for (name, zip, system, attributes, is_taken) in [
+            ("the folder bit of DOS", &photo, DOS, 0x10, true),
+            ("a folder's mode", &photo, UNIX, 0o040_755 << 16, true),
+            ("no kind", &photo, UNIX, 0o644 << 16, true),
+            ("all bits", &photo, UNIX, 0o170_644 << 16, true),
+            ("a folder", &empty, DOS, 0x10, false),
+            ("a link", &photo, UNIX, 0o120_777 << 16, false),
+            ("a pipe", &photo, UNIX, 0o010_644 << 16, false),
+            ("a device", &photo, UNIX, 0o020_644 << 16, false),
+            ("a disk", &photo, UNIX, 0o060_644 << 16, false),
+            ("a socket", &photo, UNIX, 0o140_644 << 16, false),
+        ] {
+            let mut zip = zip.clone();
+            let directory = zip
+                .windows(4)
+                .position(|bytes| bytes == b"PK\x01\x02")
+                .unwrap();
+            zip[directory + 5] = system;
+            zip[directory + 38..directory + 42].copy_from_slice(&u32::to_le_bytes(attributes));
+            let extraction = extracted(&zip, &Limits::default()).unwrap();
+            let found = (extraction.photos.len(), extraction.left_out.len());
+            assert_eq!(found, if is_taken { (1, 0) } else { (0, 1) }, "{name}");
+        }
+    }
+
+    /// Puts `bytes` at `offset` of the last record with the signature.
+    fn with_record(mut zip: Vec<u8>, signature: &[u8], offset: usize, bytes: &[u8]) -> Vec<u8> {
+        let at = zip.windows(4).rposition(|at| at == signature).unwrap() + offset;
+        zip[at..at + bytes.len()].copy_from_slice(bytes);
+        zip
+    }
+
+    #[test]
+    fn all_entries_are_read_however_many_the_end_says() {
+        let two = zip_of([("a.jpg", jpeg(1, 1)), ("b.jpg", jpeg(1, 1))]);
+        for (name, disks_and_counts) in [
+            ("none", [0, 0, 0, 0, 0, 0, 0, 0]),
+            ("too few", [0, 0, 0, 0, 1, 0, 1, 0]),
+            ("too many", [0, 0, 0, 0, 5, 0, 5, 0]),
+            ("two numbers", [0, 0, 0, 0, 1, 0, 2, 0]),
+            ("as many as zip64 says", [0, 0, 0, 0, 255, 255, 255, 255]),
+            ("another disk", [1, 0, 1, 0, 2, 0, 2, 0]),
+        ] {
+            let zip = with_record(two.clone(), b"PK\x05\x06", 4, &disks_and_counts);
+            assert_eq!(names(&zip), ["a.jpg", "b.jpg"], "{name}");
+            let behind_junk = [b"MZ junk".to_vec(), zip].concat();
+            assert_eq!(names(&behind_junk), ["a.jpg", "b.jpg"], "{name}");
+        }
+        let commented = [
+            with_record(two, b"PK\x05\x06", 20, &[27, 0]),
+            b"PK\x05\x06 is how the end begins.".to_vec(),
+        ];
+        assert_eq!(names(&commented.concat()), ["a.jpg", "b.jpg"]);
+    }
+
+    #[test]
+    fn all_entries_of_a_zip64_are_read_however_many_the_end_says() {
+        let two = zip_of([("a.jpg", jpeg(1, 1)), ("b.jpg", jpeg(1, 1))]);
+        let end = two.windows(4).rposition(|at| at == b"PK\x05\x06").unwrap();
+        let (size, start) = (&two[end + 12..end + 16], &two[end + 16..end + 20]);
+        let zip64 = |count: u8, short: &[u8]| {
+            [
+                &two[..end],
+                b"PK\x06\x06\x2c\0\0\0\0\0\0\0\x2d\0\x2d\0\0\0\0\0\0\0\0\0",
+                &[count, 0, 0, 0, 0, 0, 0, 0, count, 0, 0, 0, 0, 0, 0, 0],
+                size,
+                &[0; 4],
+                start,
+                &[0; 4],
+                b"PK\x06\x07\0\0\0\0",
+                &u64::to_le_bytes(end as u64),
+                b"\x01\0\0\0PK\x05\x06\0\0\0\0",
+                short,
+                &[255; 8],
+                &[0, 0],
+            ]
+            .concat()
+        };
+        for count in [0, 1, 2, 5] {
+            for short in [&[255; 4][..], &[1, 0, 1, 0], &[0; 4]] {
+                assert_eq!(
+                    names(&zip64(count, short)),
+                    ["a.jpg", "b.jpg"],
+                    "{count} {short:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_directory_that_is_not_where_the_end_says_is_no_zip() {
+        let two = zip_of([("a.jpg", jpeg(1, 1)), ("b.jpg", jpeg(1, 1))]);
+        for size in [1u32, 60, u32::MAX] {
+            let zip = with_record(two.clone(), b"PK\x05\x06", 12, &size.to_le_bytes());
+            let (message, is_bad_zip) = refusal(&zip);
+            assert!(
+                is_bad_zip && message.contains("cut short or damaged"),
+                "{size}: {message}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_last_of_several_parts_is_named() {
+        let zip = zip_of([("a.jpg", jpeg(1, 1))]);
+        let directory = zip
+            .windows(4)
+            .position(|bytes| bytes == b"PK\x01\x02")
+            .unwrap();
+        let last = with_record(zip[directory..].to_vec(), b"PK\x05\x06", 4, &[1, 0, 1, 0]);
+        let last = with_record(last, b"PK\x05\x06", 16, &[0; 4]);
+        let (message, is_bad_zip) = refusal(&last);
+        assert!(is_bad_zip && message.contains("several parts"), "{message}");
+    }
+
+    #[test]
     fn names_read_as_pythons_zipfile_reads_them() {
         // Python: bytes([0x82]).decode("cp437") == "é"
         let zip = zip_of([("caf_1.jpg", jpeg(1, 1))]);
@@ -871,7 +1107,7 @@ mod tests {
                     entries: 1,
                     ..Limits::default()
                 },
-                "2 entries, 1 are allowed",
+                "more entries than the 1 that are allowed",
             ),
             (
                 Limits {
