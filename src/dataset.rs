@@ -4,6 +4,7 @@ mod archive;
 mod caption;
 mod download;
 mod image;
+mod proxy;
 #[cfg(test)]
 mod samples;
 mod space;

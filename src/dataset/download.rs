@@ -15,7 +15,7 @@ use reqwest::blocking::{Client, Response};
 use reqwest::header::{self, HeaderMap, HeaderName};
 use reqwest::{StatusCode, Url, redirect};
 
-use super::{space, tls};
+use super::{proxy, space, tls};
 use crate::error::{DownloadFailure, Error};
 use crate::task::{LogLine, Task};
 
@@ -328,6 +328,7 @@ fn client(url: &RedactedUrl, patience: &Patience) -> Result<Client, Error> {
     };
     Client::builder()
         .user_agent(USER_AGENT)
+        .proxy(proxy::of_the_environment())
         // For the connection and the answer's head, then for each read: the total has no limit.
         .timeout(patience.stall)
         .redirect(redirect::Policy::limited(patience.redirects))
