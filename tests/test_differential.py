@@ -1,5 +1,6 @@
 """Scenario by scenario: what the original does, ours does. Every difference that is wanted is a named rule here."""
 
+import gzip
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -225,6 +226,30 @@ def past_the_proxy(workspace: Workspace) -> None:
     workspace.env |= {"http_proxy": "http://127.0.0.1:9", "no_proxy": "127.0.0.1,localhost"}
 
 
+def past_the_proxy_by_port(workspace: Workspace) -> None:
+    workspace.url = workspace.url.replace("127.0.0.1", "localhost")
+    workspace.env |= {"http_proxy": "http://127.0.0.1:9", "no_proxy": workspace.url.split("/")[2], "NO_PROXY": "x.y"}
+
+
+def past_every_proxy(workspace: Workspace) -> None:
+    workspace.env |= {"http_proxy": "http://127.0.0.1:9", "no_proxy": "*"}
+
+
+def ending_with(disks_and_counts: bytes) -> bytes:
+    """A zip of two photos whose end record says this where two numbers of disks and two of entries are."""
+    photos = make_zip("a.jpg", "b.jpg")
+    end = photos.rindex(b"PK\5\6")
+    return photos[: end + 4] + disks_and_counts + photos[end + 12 :]
+
+
+def marked_as_a_folder() -> bytes:
+    photo = bytearray(make_zip("a.jpg"))
+    directory = photo.index(b"PK\1\2")
+    photo[directory + 5] = 0  # made by DOS
+    photo[directory + 38 : directory + 42] = b"\x10\0\0\0"
+    return bytes(photo)
+
+
 def proxied_in_capitals(workspace: Workspace) -> None:
     proxied(workspace)
     workspace.env["HTTP_PROXY"] = workspace.env.pop("http_proxy").replace("//", "//user:word@")
@@ -307,6 +332,33 @@ def train_on_duck_typed_models(work: Work):
     return work.train(work.trainer(models_for_training=SimpleNamespace(**names, **rest)))
 
 
+def fork_while_it_prepares(work: Work):
+    """The forked process outlives the run, as a pool's worker does; the folder is free for the next run."""
+    import logging
+    import os
+
+    from musubitraining.main import logger
+
+    read, write = os.pipe()
+    children = []
+
+    class Forks(logging.Handler):
+        def emit(self, record):
+            if "downloading" in record.getMessage() and not children:
+                children.append(os.fork())
+                if children[0] == 0:
+                    os.close(write)
+                    os.read(read, 1)
+                    os._exit(0)
+
+    logger.addHandler(Forks())
+    trainer = work.trainer()
+    results = [trainer._prepare_dataset(work.toml, work.url, "word") for _ in range(2)]
+    os.close(write)
+    os.waitpid(children[0], 0)
+    return results
+
+
 def train_in_a_worker_thread(work: Work):
     from concurrent.futures import ThreadPoolExecutor
 
@@ -358,6 +410,33 @@ def train_with_another_interpreter(work: Work):
         Case(prepare_dataset, served(server.without_length(make_zip("a.jpg"))), name="no length"),
         Case(
             prepare_dataset,
+            served(server.content(gzip.compress(make_zip("a.jpg")) + b"\r\n", ranges=False, Content_Encoding="gzip")),
+            name="compressed by the server, and more",
+        ),
+        *(
+            Case(
+                prepare_dataset,
+                served(server.content(make_zip("a.jpg"), Content_Encoding=encoding)),
+                name=f"encoding {encoding}",
+            )
+            for encoding in ("utf-8", "aws-chunked", "application/zip", "none")
+        ),
+        Case(prepare_dataset, served(server.status(206, make_zip("a.jpg"))), name="a part that is all of it"),
+        Case(prepare_dataset, served(server.status(200, make_zip("a.jpg"), X="1\r\n 2")), name="a folded header"),
+        Case(prepare_dataset, past_the_proxy_by_port, May(keep_quiet=True), name="past the proxy by port"),
+        Case(prepare_dataset, past_every_proxy, name="past every proxy"),
+        *(
+            Case(prepare_dataset, served(ending_with(bytes(numbers))), name=f"the zip's end says {numbers}")
+            for numbers in (
+                [0, 0, 0, 0, 0, 0, 0, 0],
+                [0, 0, 0, 0, 1, 0, 1, 0],
+                [0, 0, 0, 0, 5, 0, 5, 0],
+                [1, 0, 1, 0, 2, 0, 2, 0],
+            )
+        ),
+        Case(prepare_dataset, served(marked_as_a_folder()), name="a photo marked as a folder"),
+        Case(
+            prepare_dataset,
             toml('# été\r\n[[datasets]]\r\nimage_directory = "{training}/images"\r\n'),
             name="TOML as given",
         ),
@@ -371,6 +450,7 @@ def train_with_another_interpreter(work: Work):
         Case(train_with_attributes_assigned_later),
         Case(train_on_duck_typed_models),
         Case(train_in_a_worker_thread),
+        Case(fork_while_it_prepares),
         Case(train_with_another_interpreter),
     ]
 )
