@@ -1,6 +1,7 @@
 //! The zip of photos, from a stranger: what is taken out of it, under which names, and what is refused.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
+use std::collections::hash_map;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
@@ -627,12 +628,12 @@ const STEM_BYTES: usize = 255 - "_99999x99999_zi.safetensors".len();
 #[must_use]
 pub fn flat_names(entry_names: &[&str]) -> Vec<String> {
     let parts: Vec<(String, String)> = entry_names.iter().map(|name| safe_parts(name)).collect();
-    let mut first_of_kind = HashSet::new();
+    // Each stem that is taken, and the number to try next when it comes again.
+    let mut taken: HashMap<String, u64> = HashMap::new();
     let keeps: Vec<bool> = parts
         .iter()
-        .map(|(stem, _)| first_of_kind.insert(folded(stem)))
+        .map(|(stem, _)| taken.insert(folded(stem), FIRST_NUMBER).is_none())
         .collect();
-    let mut taken = first_of_kind;
     let mut names = Vec::with_capacity(parts.len());
     for ((stem, extension), keeps) in parts.into_iter().zip(keeps) {
         let stem = if keeps {
@@ -645,15 +646,21 @@ pub fn flat_names(entry_names: &[&str]) -> Vec<String> {
     names
 }
 
-fn free_stem(stem: &str, taken: &mut HashSet<String>) -> String {
-    let mut number = 2u64;
+/// Of the second photo of a name: `a_2.jpg`.
+const FIRST_NUMBER: u64 = 2;
+
+fn free_stem(stem: &str, taken: &mut HashMap<String, u64>) -> String {
+    let kind = folded(stem);
+    let mut number = taken.get(&kind).copied().unwrap_or(FIRST_NUMBER);
     loop {
         let suffix = format!("_{number}");
         let candidate = format!("{}{suffix}", shortened(stem, STEM_BYTES - suffix.len()));
-        if taken.insert(folded(&candidate)) {
+        number += 1;
+        if let hash_map::Entry::Vacant(free) = taken.entry(folded(&candidate)) {
+            free.insert(FIRST_NUMBER);
+            taken.insert(kind, number);
             return candidate;
         }
-        number += 1;
     }
 }
 
@@ -1178,7 +1185,7 @@ mod tests {
             &format!("{long}x.jpg"),
             &format!("{long}.jpeg"),
         ]);
-        let stems: HashSet<&str> = names
+        let stems: std::collections::HashSet<&str> = names
             .iter()
             .map(|name| name.rsplit_once('.').unwrap().0)
             .collect();
