@@ -9,6 +9,7 @@ import os
 import pickle
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import typing
@@ -17,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import create_autospec
 
 import pytest
 import requests
@@ -280,6 +282,27 @@ def test_a_subclass_with_properties_and_a_mixin(workspace: Workspace) -> None:
 def test_an_instance_never_constructed_says_what_it_lacks() -> None:
     with pytest.raises(AttributeError, match="absolute_path_"):
         MusubiTraining.__new__(MusubiTraining)._pre_cache(__file__)
+
+
+def test_methods_are_borrowed_by_other_classes(workspace: Workspace) -> None:
+    class Runner:
+        run = MusubiTraining._run_cmd
+
+    assert Runner().run("step", [sys.executable, "-c", ""], cwd=str(workspace.root)) is None
+    assert MusubiTraining._validate_toml_str(None, "a = 1") == {"a": 1}
+
+
+def test_instances_are_made_without_init() -> None:
+    made = object.__new__(MusubiTraining)
+    assert vars(made) == {}
+    assert made._validate_toml_str("a = 1") == {"a": 1}
+
+
+def test_a_mocked_class_checks_its_arguments() -> None:
+    mocked = create_autospec(MusubiTraining)
+    mocked(*FOLDERS, "clone")
+    with pytest.raises(TypeError):
+        mocked("models")
 
 
 def test_methods_are_called_unbound(workspace: Workspace) -> None:
@@ -656,6 +679,56 @@ def test_a_replaced_step_is_not_checked_for(
     if method == "_launch_training":
         shutil.rmtree(workspace.root / "site/accelerate")
     assert train(workspace, made).startswith(str(workspace.output))
+
+
+def test_a_replaced_step_may_bring_what_the_later_ones_need(workspace: Workspace) -> None:
+    weights = [(workspace.root / "models" / name) for name in WEIGHTS]
+
+    class Fetching(MusubiTraining):
+        def _prepare_dataset(self, *args: Any) -> str:
+            for file in weights:
+                file.touch()
+            self.models_for_training = Models()
+            return super()._prepare_dataset(*args)
+
+    for file in weights:
+        file.unlink()
+    made = trainer(workspace, Fetching, models_for_training=None)
+    assert train(workspace, made) == str(workspace.output / "output_lora_model_comfyui.safetensors")
+
+
+COPY = "import shutil, sys\nsource, destination = {}\nshutil.copyfile(source, destination)\n"
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        COPY.format("sys.argv[1:]"),
+        COPY.format("sys.argv[2], sys.argv[4]"),
+        COPY.format("[dict(zip(sys.argv[1::2], sys.argv[2::2]))[f'--{name}_path'] for name in ('model', 'output')]"),
+        COPY.format("[sys.argv[sys.argv.index(flag) + 1] for flag in ('--model_path', '--output_path')]"),
+        "# takes no --model_path and no --output_path\nimport argparse, shutil\nparser = argparse.ArgumentParser()\n"
+        "parser.add_argument('src')\nparser.add_argument('dst')\nargs = parser.parse_args()\n"
+        "shutil.copyfile(args.src, args.dst)\n",
+        "import argparse, shutil\nparser = argparse.ArgumentParser()\n"
+        "declare = parser.add_argument\ndeclare('--model_path')\ndeclare('--output_path')\n"
+        "args = parser.parse_args()\nshutil.copyfile(args.model_path, args.output_path)\n",
+    ],
+    ids=["two words", "four words", "pairs", "looked up", "argparse by position", "argparse by flags, hidden"],
+)
+def test_a_converter_that_the_original_can_call_is_called(workspace: Workspace, script: str) -> None:
+    (workspace.root / "musubi" / CONVERT).write_text(script)
+    assert train(workspace) == str(workspace.output / "output_lora_model_comfyui.safetensors")
+
+
+def test_a_converter_that_fails_is_not_called_in_other_ways(
+    workspace: Workspace, caplog: pytest.LogCaptureFixture
+) -> None:
+    script = "import argparse\nparser = argparse.ArgumentParser()\nparser.add_argument('src')\n"
+    (workspace.root / "musubi" / CONVERT).write_text(script + "parser.add_argument('dst')\nraise SystemExit(1)\n")
+    with pytest.raises(subprocess.CalledProcessError):
+        train(workspace)
+    assert len([line for line in caplog.messages if line == "[convert:comfyui] starting"]) == 1
 
 
 def test_steps_that_are_left_out_are_not_checked_for(workspace: Workspace) -> None:

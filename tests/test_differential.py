@@ -210,6 +210,12 @@ def with_a_password(workspace: Workspace) -> None:
     workspace.url = workspace.url.replace("//", "//user:p%40ss@")
 
 
+def by_netrc(workspace: Workspace) -> None:
+    netrc = workspace.root / "netrc"
+    netrc.write_text("machine 127.0.0.1 login user password p@ss\n")
+    workspace.env["NETRC"] = str(netrc)
+
+
 def by_cookie(workspace: Workspace) -> None:
     """As download pages do it: the redirect sets what its target asks for."""
     photos = make_zip("a.jpg")
@@ -393,6 +399,7 @@ def train_with_another_interpreter(work: Work):
         Case(prepare_dataset, proxied, name="through a proxy"),
         Case(prepare_dataset, redirected, name="redirected"),
         Case(prepare_dataset, with_a_password, May(keep_quiet=True), name="a user and a password"),
+        Case(prepare_dataset, by_netrc, May(keep_quiet=True), name="user and password from netrc"),
         Case(prepare_dataset, by_cookie, name="a cookie set by a redirect"),
         Case(prepare_dataset, past_the_proxy, name="past the proxy"),
         Case(prepare_dataset, proxied_in_capitals, name="through a proxy in capitals, with a password"),
