@@ -105,7 +105,14 @@ def test_it_holds_none_of_the_hosts_memory() -> None:
         assert resident_kb < (256 << 10) / 4
 
 
-def test_its_death_ends_the_step_and_its_workers() -> None:
+@pytest.mark.parametrize(
+    ("sent", "returncode"),
+    [
+        pytest.param(signal.SIGKILL, -signal.SIGKILL, id="its death ends the step"),
+        pytest.param(signal.SIGTERM, -signal.SIGTERM, id="another signal is passed on"),
+    ],
+)
+def test_a_signal_to_it_ends_the_step_and_its_workers(sent: signal.Signals, returncode: int) -> None:
     code = """
 try:
     step(sys.argv[2])
@@ -114,22 +121,8 @@ except Exception as error:
 """
     with host(code, WITH_A_WORKER) as process:
         worker = worker_in(read_until(process, "[s] up"))
-        os.kill(supervisor_of(process.pid), signal.SIGKILL)
-        assert "raised CalledProcessError -9" in read_until(process, "raised")
-        wait_for_the_end_of(worker)
-
-
-def test_a_signal_to_it_is_one_to_the_step() -> None:
-    code = """
-try:
-    step(sys.argv[2])
-except Exception as error:
-    print("raised", type(error).__name__, error.returncode, flush=True)
-"""
-    with host(code, WITH_A_WORKER) as process:
-        worker = worker_in(read_until(process, "[s] up"))
-        os.kill(supervisor_of(process.pid), signal.SIGTERM)
-        assert "raised CalledProcessError -15" in read_until(process, "raised")
+        os.kill(supervisor_of(process.pid), sent)
+        assert f"raised CalledProcessError {returncode}" in read_until(process, "raised")
         wait_for_the_end_of(worker)
 
 
