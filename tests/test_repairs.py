@@ -721,11 +721,25 @@ def test_the_trees_of_the_original_do_not_end(bench: Bench, number: signal.Signa
         host.end()
 
 
+def pre_cache_and_tell_of_lines(work: Work):
+    import logging
+    import pathlib
+
+    class Teller(logging.Handler):
+        def emit(self, record):
+            if record.getMessage().endswith("started"):
+                pathlib.Path(work.path("heard")).touch()
+
+    logging.getLogger("musubitraining").addHandler(Teller())
+    with open(work.path("any.toml"), "w"):
+        work.trainer()._pre_cache(work.path("any.toml"))
+
+
 def test_ctrl_c_raises_keyboard_interrupt_and_is_said_once(bench: Bench) -> None:
     workspace = bench.workspace()
     workspace.tuner.does(LATENTS, ["say", "started\n"], ["hang"])
-    running = workspace.start(OURS, pre_cache)
-    workspace.tuner.wait_for_pids(1)
+    running = workspace.start(OURS, pre_cache_and_tell_of_lines)
+    assert wait_until(lambda: (workspace.root / "heard").exists(), 30)
     os.kill(running.process.pid, signal.SIGINT)
     run = running.finish()
     assert run.error is not None
