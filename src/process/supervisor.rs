@@ -160,7 +160,8 @@ impl Supervisor {
                 return;
             }
         }
-        for _ in 0..KILL_MS / LOOK_MS {
+        let end_ms = now_ms() + u64::from(KILL_MS);
+        while now_ms() < end_ms {
             self.signal_tree(libc::SIGKILL);
             if self.is_gone_within(LOOK_MS, libc::SIGKILL) {
                 return;
@@ -183,27 +184,31 @@ impl Supervisor {
 
     /// Passes `signal` on to what comes to us when the command ends: until then it was out of reach.
     fn is_gone_within(&self, milliseconds: u32, signal: c_int) -> bool {
+        let end_ms = now_ms() + u64::from(milliseconds);
         let mut ended_before = self.has_ended();
-        let mut waited = 0;
         loop {
             self.reap_others();
-            let mut others = 0;
-            self.for_each_other(|_| others += 1);
             let ended = self.has_ended();
-            if others == 0 && ended {
+            // Looked at twice, as the kernel's list may leave out what is just coming to us.
+            if ended && self.others() == 0 && self.others() == 0 {
                 return true;
             }
             if ended && !ended_before {
                 self.signal_others(signal);
             }
             ended_before = ended;
-            if waited >= milliseconds {
+            if now_ms() >= end_ms {
                 return false;
             }
             // SAFETY: no preconditions.
             unsafe { libc::usleep(LOOK_MS * 1_000) };
-            waited += LOOK_MS;
         }
+    }
+
+    fn others(&self) -> u32 {
+        let mut others = 0;
+        self.for_each_other(|_| others += 1);
+        others
     }
 
     fn reap_others(&self) {
@@ -252,6 +257,17 @@ impl Supervisor {
         // SAFETY: no preconditions.
         unsafe { libc::_exit(0) }
     }
+}
+
+/// By a clock that nobody sets.
+fn now_ms() -> u64 {
+    // SAFETY: clock_gettime writes to `now` alone.
+    let now = unsafe {
+        let mut now: libc::timespec = std::mem::zeroed();
+        libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now);
+        now
+    };
+    now.tv_sec.unsigned_abs() * 1_000 + now.tv_nsec.unsigned_abs() / 1_000_000
 }
 
 fn tell(lifeline: RawFd, number: c_int) {
