@@ -431,7 +431,8 @@ fn train<'py>(
     let output_name = output_name.or(py, OUTPUT_NAME)?;
     let max_train_steps = max_train_steps.or(py, MAX_TRAIN_STEPS)?;
     let seed = seed.or(py, SEED)?;
-    log.info(("[pipeline] start use_pre_cache=%s convert_for_comfyui=%s output_name=%s max_train_steps=%s seed=%s", &use_pre_cache, &convert_for_comfyui, &output_name, &max_train_steps, &seed))?;
+    log.info(("[pipeline] start use_pre_cache=%s convert_for_comfyui=%s output_name=%s max_train_steps=%s \
+         seed=%s", &use_pre_cache, &convert_for_comfyui, &output_name, &max_train_steps, &seed))?;
     let wanted = [
         (Step::PrepareDataset, true),
         (Step::PreCache, use_pre_cache.is_truthy()?),
