@@ -106,6 +106,10 @@ fn spawn(command: &Command) -> Result<Started, Error> {
     if !fs::metadata(&command.cwd).map_err(&in_folder)?.is_dir() {
         return Err(in_folder(io::Error::from_raw_os_error(libc::ENOTDIR)));
     }
+    // Where the host ignores SIGCHLD, `Command` panics on a program that cannot be executed.
+    if program.is_absolute() {
+        fs::metadata(&program).map_err(&failed)?;
+    }
     let (output, output_writer) = pipe().map_err(&failed)?;
     let (mut lifeline, supervisors_end) = UnixStream::pair().map_err(&failed)?;
     // Out of the way of the command's standard streams, where the host has closed its own.

@@ -158,6 +158,18 @@ print("over", flush=True)
         assert told in read_until(process, "over")
 
 
+def test_a_host_that_ignores_its_children_learns_of_a_program_that_is_not_there() -> None:
+    code = """
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+try:
+    trainer._run_cmd("s", ["/no/such/program"], cwd=folder)
+except FileNotFoundError as error:
+    print("raised", error, flush=True)
+"""
+    with host(code) as process:
+        assert "No such file or directory: '/no/such/program'" in read_until(process, "raised")
+
+
 def test_a_thread_that_cannot_be_made_is_an_error() -> None:
     code = """
 import resource
