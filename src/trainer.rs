@@ -217,10 +217,13 @@ fn _prepare_dataset(
     let url = arguments::text("images_zip_url", images_zip_url)?;
     let trigger_word = arguments::text("trigger_word", trigger_word)?;
     let toml_text = arguments::text("dataset_toml_content", dataset_toml_content)?;
-    checks::cache_folders(&toml_text, &folder)?;
+    let config = config::parse(&toml_text).ok();
+    checks::cache_folders(config.as_ref(), &folder)?;
     make_folder(&folder)?;
     slf.call_method1("_validate_toml_str", (dataset_toml_content,))?;
-    for warning in checks::dataset_toml(&toml_text, &folder)? {
+    let layout = dataset::Layout::new(&folder);
+    let images = absolute(&layout.images())?;
+    for warning in config.iter().flat_map(|config| config.warnings(&images)) {
         log.warning(("[dataset] %s", warning))?;
     }
     let source = dataset::Source {
@@ -233,7 +236,7 @@ fn _prepare_dataset(
         |task| dataset::prepare(&folder, &source, task),
         |_, line| log.line(&line),
     )?;
-    Ok(dataset::Layout::new(&folder).dataset_toml().into())
+    Ok(layout.dataset_toml().into())
 }
 
 /// Cache the photos' latents and the captions' text encoder outputs, with Musubi Tuner's two scripts.
@@ -452,14 +455,20 @@ fn train<'py>(
         arguments::max_train_steps(&max_train_steps)?;
         arguments::seed(&seed)?;
     }
+    let mut toml_is_refused = false;
     if steps.contains(&Step::PrepareDataset) {
         arguments::text("images_zip_url", images_zip_url)?;
         arguments::text("trigger_word", trigger_word)?;
         let toml_text = arguments::text("dataset_toml_content", dataset_toml_content)?;
-        checks::cache_folders(&toml_text, &path_of(slf, "absolute_path_training_folder")?)?;
+        let config = config::parse(&toml_text).ok();
+        checks::cache_folders(
+            config.as_ref(),
+            &path_of(slf, "absolute_path_training_folder")?,
+        )?;
+        toml_is_refused = config.is_none() && !is_replaced(slf, "_validate_toml_str")?;
     }
     // A TOML that does not parse is for `_prepare_dataset` to refuse, which it does before it touches anything.
-    if checks::toml_may_pass(slf, dataset_toml_content)? {
+    if !toml_is_refused {
         for warning in checks::everything(slf, &steps)? {
             log.warning(("[pipeline] %s", warning))?;
         }

@@ -4,14 +4,13 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use pyo3::prelude::*;
-use pyo3::types::PyString;
 
-use super::{absolute, clone_of, is_replaced, path_of, weights_of};
-use crate::dataset::Layout;
+use super::{absolute, clone_of, path_of, weights_of};
+use crate::config::DatasetConfig;
 use crate::error::Error;
 use crate::tuner::MusubiTuner;
 use crate::weights::{self, Weights};
-use crate::{adapter, config, disk, interpreter, interrupt};
+use crate::{adapter, disk, interpreter, interrupt};
 
 /// Less than this and a run may end on a full disk: the LoRA in fp32 has 140 MB, its converted form as many, and
 /// the photos and caches come on top.
@@ -48,16 +47,6 @@ pub fn exists(what: &'static str, path: &Path) -> Result<(), Error> {
             path: path.to_owned(),
         })
     }
-}
-
-/// Whether `_prepare_dataset` may accept this TOML; false only when it is ours and the text does not parse.
-pub fn toml_may_pass(slf: &Bound<'_, PyAny>, content: &Bound<'_, PyAny>) -> PyResult<bool> {
-    if is_replaced(slf, "_prepare_dataset")? || is_replaced(slf, "_validate_toml_str")? {
-        return Ok(true);
-    }
-    Ok(content
-        .cast::<PyString>()
-        .is_ok_and(|text| text.to_str().is_ok_and(|text| config::parse(text).is_ok())))
 }
 
 /// All checks of these steps; returns what is odd but no proof of a failure.
@@ -171,21 +160,13 @@ fn space(folder: &Path) -> Option<String> {
     })
 }
 
-/// Warnings about a dataset TOML that parses but cannot train.
-pub fn dataset_toml(text: &str, training_folder: &Path) -> PyResult<Vec<String>> {
-    match config::parse(text) {
-        Ok(config) => Ok(config.warnings(&Layout::new(&absolute(training_folder)?).images())),
-        Err(_) => Ok(Vec::new()),
-    }
-}
-
-/// Refuses a cache folder that the tuner would look for and not find.
+/// Refuses a cache folder that the tuner would look for and not find. `None` stands for a TOML that does not parse.
 ///
 /// # Errors
 /// [`Error::InvalidValue`] for the training folder itself, and for the cache folders that the TOML names.
-pub fn cache_folders(text: &str, training_folder: &Path) -> Result<(), Error> {
-    let named = config::parse(text)
-        .map(|config| config.cache_directories())
+pub fn cache_folders(config: Option<&DatasetConfig>, training_folder: &Path) -> Result<(), Error> {
+    let named = config
+        .map(DatasetConfig::cache_directories)
         .unwrap_or_default();
     let folder = training_folder.to_string_lossy().into_owned();
     match [folder]
