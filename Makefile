@@ -1,15 +1,17 @@
 # make demo    try it: builds and installs the package, trains a small LoRA on a CPU
 # make test    fresh environment, build, lints, all tests
 # make check   the same in the environment at hand
+# make fuzz    the properties of what reads strangers' input, on many more cases (CASES=100000)
 # make real    the original and this one with the real Musubi Tuner on a CPU (MUSUBI_TUNER_DIR=/path/to/clone)
 
 PYTHON ?= python3
 VENV := .venv
 DEMO_VENV := .venv-demo
 REAL_VENV := .venv-real
+CASES ?= 20000
 BIN := $(VENV)/bin
 
-.PHONY: demo test env build check real clean tools
+.PHONY: demo test env build check fuzz real clean tools
 .DEFAULT_GOAL := demo
 
 tools:
@@ -47,6 +49,9 @@ check: build
 	$(BIN)/python -m mypy.stubtest --mypy-config-file pyproject.toml musubitraining._native
 	cargo test --quiet
 	$(BIN)/pytest
+
+fuzz: tools
+	PROPTEST_CASES=$(CASES) cargo test properties
 
 real: tools
 	@test -n "$(MUSUBI_TUNER_DIR)" || { echo "make real: say where Musubi Tuner lies: make real MUSUBI_TUNER_DIR=/path/to/clone (git clone -b v0.3.4 https://github.com/kohya-ss/musubi-tuner)"; exit 1; }
