@@ -6,6 +6,7 @@ mod schema;
 
 use std::borrow::Cow;
 use std::ops::Range;
+use std::path::PathBuf;
 
 use indexmap::IndexMap;
 use pyo3::exceptions::PyValueError;
@@ -28,6 +29,15 @@ const DEPTH_LIMIT: usize = 128;
 pub struct DatasetConfig {
     root: Table,
     last_line: usize,
+}
+
+/// Photos, and where their caches are; relative folders count from where Musubi Tuner runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageFolder {
+    pub images: PathBuf,
+    pub caches: PathBuf,
+    /// With its dot. Where there is one, a photo counts only with such a file beside it.
+    pub caption_extension: Option<String>,
 }
 
 #[derive(Debug)]

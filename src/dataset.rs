@@ -15,9 +15,6 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
-
 use crate::error::Error;
 use crate::task::{LogLine, Task};
 use archive::{Extraction, Limits, Photo, shown};
@@ -81,8 +78,8 @@ impl Layout {
     }
 }
 
-/// Replaces the dataset in `training_folder` (which exists) by one made from `source`. On any error the old one is
-/// still there, untouched.
+/// Replaces the dataset in `training_folder` (which exists, and which the caller has locked) by one made from `source`.
+/// On any error the old one is still there, untouched.
 ///
 /// # Errors
 /// [`Error::InvalidValue`] for the URL, or when no photo is left; otherwise as [`download::download`],
@@ -114,7 +111,6 @@ pub fn prepare_with(
 ) -> Result<(), Error> {
     let url = RedactedUrl::parse(source.url)?;
     let layout = Layout::new(training_folder);
-    let _lock = lock(training_folder)?;
     recover(training_folder)?;
     for warning in caption::warnings(source.trigger_word) {
         task.warn(format!("[dataset] {warning}"))?;
@@ -133,32 +129,8 @@ pub fn prepare_with(
     Ok(())
 }
 
-/// Keeps other runs off the training folder, until it is dropped or its process ends, however that ends.
-struct Lock(fs::File);
-
-impl Drop for Lock {
-    fn drop(&mut self) {
-        // A process that the host forked meanwhile holds a duplicate, which would keep the lock beyond the closing.
-        let _ = flock(&self.0, FlockOperation::Unlock);
-    }
-}
-
-/// # Errors
-/// [`Error::Unusable`] when another run is preparing a dataset there.
-fn lock(training_folder: &Path) -> Result<Lock, Error> {
-    let folder = fs::File::open(training_folder).map_err(Error::io("open", training_folder))?;
-    match flock(&folder, FlockOperation::NonBlockingLockExclusive) {
-        Err(Errno::WOULDBLOCK) => Err(Error::Unusable(format!(
-            "another run is preparing its dataset in {}: wait for it, or give each run a training folder of its own",
-            training_folder.display()
-        ))),
-        // A file system without locks goes without.
-        _ => Ok(Lock(folder)),
-    }
-}
-
 /// Brings a training folder whose last run was killed to the dataset that it was to have: the new one where that was
-/// complete, else the old one.
+/// complete, else the old one. The caller has locked it.
 ///
 /// # Errors
 /// [`Error::Io`].
@@ -697,29 +669,6 @@ mod tests {
         fs::write(staging.0.dataset_toml(), "new").unwrap();
         swap_in(&layout).unwrap_err();
         assert_eq!(tree(folder.path()), before);
-    }
-
-    #[test]
-    fn a_second_run_in_the_folder_is_refused_at_once() {
-        let folder = used_folder();
-        let before = tree(folder.path());
-        let other = lock(folder.path()).unwrap();
-        let error = run_with(folder.path(), &new_zip()).0.unwrap_err();
-        assert!(error.to_string().contains("another run"), "{error}");
-        assert_eq!(tree(folder.path()), before);
-        drop(other);
-        run_with(folder.path(), &new_zip()).0.unwrap();
-    }
-
-    #[test]
-    fn a_run_that_is_over_keeps_nobody_off_whoever_has_its_files() {
-        let folder = used_folder();
-        let of_the_run = lock(folder.path()).unwrap();
-        // What a process that is forked meanwhile holds.
-        let _duplicate = of_the_run.0.try_clone().unwrap();
-        assert!(lock(folder.path()).is_err());
-        drop(of_the_run);
-        assert!(lock(folder.path()).is_ok());
     }
 
     #[test]

@@ -5,10 +5,19 @@ mod download;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use pyo3::exceptions::{PyFileNotFoundError, PyOSError, PyRuntimeError, PyTypeError, PyValueError};
+use pyo3::exceptions::{
+    PyException, PyFileNotFoundError, PyOSError, PyRuntimeError, PyTypeError, PyValueError,
+};
 use pyo3::prelude::*;
 
 pub use download::{DownloadError, restore_download_error};
+
+pyo3::create_exception!(
+    musubitraining,
+    Cancelled,
+    PyException,
+    "The run was ended by `MusubiTraining.cancel()`."
+);
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -40,8 +49,10 @@ pub enum Error {
         path: PathBuf,
         source: io::Error,
     },
-    /// The caller no longer wants the work. Never seen by Python: what made the caller cancel is raised instead.
-    #[error("cancelled")]
+    /// The caller no longer wants the work: [`Cancelled`], where nothing else made it cancel.
+    #[error(
+        "the run was cancelled by cancel(): nothing of it is left running, and the training folder can be used again"
+    )]
     Cancelled,
 }
 
@@ -74,7 +85,8 @@ impl From<Error> for PyErr {
             Error::InvalidValue(_) => PyValueError::new_err(message),
             Error::InvalidType(_) => PyTypeError::new_err(message),
             Error::Missing { .. } => PyFileNotFoundError::new_err(message),
-            Error::Unusable(_) | Error::Cancelled => PyRuntimeError::new_err(message),
+            Error::Unusable(_) => PyRuntimeError::new_err(message),
+            Error::Cancelled => Cancelled::new_err(message),
             Error::BadZip(_) => Python::attach(|py| bad_zip_file(py, message)),
             Error::Download { failure, .. } => {
                 Python::attach(|py| download::raised(py, failure, &message))

@@ -13,6 +13,7 @@ use pyo3::types::PyDict;
 use crate::error::Error;
 use crate::interrupt;
 use crate::process::{self, Command};
+use crate::task::Cancel;
 
 /// `sys.executable`, read when it is needed: hosts and tests assign it.
 ///
@@ -106,6 +107,7 @@ fn ask_another(py: Python<'_>, name: &str) -> PyResult<Option<bool>> {
     };
     let returncode = interrupt::run(
         py,
+        &Cancel::default(),
         |task| Ok(process::run(&command, task).ok()),
         |_, _: String| Ok(()),
     )?;

@@ -20,9 +20,9 @@ const MESSAGES_WAITING: usize = 1024;
 /// and returns what the work returns.
 ///
 /// # Errors
-/// What the work returns, what a signal handler or `on_message` raises. In the latter two cases the work has been
-/// cancelled and has ended before this returns.
-pub fn run<M, T, W, H>(py: Python<'_>, work: W, mut on_message: H) -> PyResult<T>
+/// What the work returns, what a signal handler or `on_message` raises, [`Error::Cancelled`] when `wanted` is
+/// cancelled. In all but the first case the work has been cancelled and has ended before this returns.
+pub fn run<M, T, W, H>(py: Python<'_>, wanted: &Cancel, work: W, mut on_message: H) -> PyResult<T>
 where
     M: Send,
     T: Send,
@@ -36,7 +36,7 @@ where
         let worker = std::thread::Builder::new()
             .spawn_scoped(scope, move || work(&task))
             .map_err(|error| Error::Unusable(format!("cannot start a thread: {error}")))?;
-        let listened = listen(py, receiver, &mut on_message);
+        let listened = listen(py, wanted, receiver, &mut on_message);
         if listened.is_err() {
             cancel.cancel();
         }
@@ -58,14 +58,16 @@ where
 /// As [`run`].
 pub fn run_quietly<T: Send>(
     py: Python<'_>,
-    work: impl FnOnce() -> Result<T, Error> + Send,
+    wanted: &Cancel,
+    work: impl FnOnce(&Task<()>) -> Result<T, Error> + Send,
 ) -> PyResult<T> {
-    run(py, |_: &Task<()>| work(), |_, ()| Ok(()))
+    run(py, wanted, work, |_, ()| Ok(()))
 }
 
 /// Hears the worker out. Takes the receiver, so that a worker waiting to be heard is let go on every way out.
 fn listen<M: Send>(
     py: Python<'_>,
+    wanted: &Cancel,
     mut messages: Receiver<M>,
     on_message: &mut impl FnMut(Python<'_>, M) -> PyResult<()>,
 ) -> PyResult<()> {
@@ -86,6 +88,7 @@ fn listen<M: Send>(
             Err(RecvTimeoutError::Disconnected) => return Ok(()),
         }
         py.check_signals()?;
+        wanted.check()?;
     }
 }
 

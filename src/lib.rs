@@ -5,12 +5,14 @@ mod config;
 mod dataset;
 mod disk;
 mod error;
+mod folder_lock;
 mod gpu;
 mod interpreter;
 mod interrupt;
 mod models;
 mod plain_class;
 mod process;
+mod progress;
 mod task;
 mod trainer;
 mod tuner;
@@ -24,7 +26,7 @@ mod _native {
     use pyo3::prelude::*;
 
     #[pymodule_export]
-    use crate::error::{DownloadError, restore_download_error};
+    use crate::error::{Cancelled, DownloadError, restore_download_error};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -53,6 +53,16 @@ impl Cancel {
         self.state().cancelled
     }
 
+    /// # Errors
+    /// [`Error::Cancelled`].
+    pub fn check(&self) -> Result<(), Error> {
+        if self.is_cancelled() {
+            Err(Error::Cancelled)
+        } else {
+            Ok(())
+        }
+    }
+
     /// Runs `hook` when the work is cancelled; at once if it is already.
     pub fn on_cancel(&self, hook: impl FnOnce() + Send + 'static) {
         let mut state = self.state();
@@ -106,11 +116,7 @@ impl<M> Task<M> {
     /// # Errors
     /// [`Error::Cancelled`] when the work is no longer wanted.
     pub fn check(&self) -> Result<(), Error> {
-        if self.cancel.is_cancelled() {
-            Err(Error::Cancelled)
-        } else {
-            Ok(())
-        }
+        self.cancel.check()
     }
 }
 

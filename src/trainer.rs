@@ -4,12 +4,13 @@
 //! is what makes them assignable, picklable and subclassable in every way that people use.
 
 mod arguments;
+mod caches;
 mod checks;
 mod freshness;
 mod log;
 mod netrc;
+mod run;
 
-use std::cell::Cell;
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,15 +20,21 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{IntoPyDict, PyDict, PyList, PyString};
 
+use crate::config::ImageFolder;
 use crate::error::Error;
+use crate::folder_lock::Access;
 use crate::plain_class::PlainClass;
 use crate::process::{self, Command};
+use crate::progress::{Alarm, Heard};
 use crate::tuner::{self, MusubiTuner, Training, WeightFiles};
+use crate::weights::{self, Weights};
 use crate::{adapter, config, dataset, interpreter, interrupt};
 use arguments::Given;
+use caches::Kind;
 use checks::Step;
 use freshness::Before;
 use log::Log;
+use run::Run;
 
 const DOC: &str = "\
 Trains photo LoRAs for Z-Image with Musubi Tuner.
@@ -99,8 +106,10 @@ fn initialise(
 /// dies.
 ///
 /// Raises:
-///     subprocess.CalledProcessError: it failed; `returncode` is negative for a signal.
+///     subprocess.CalledProcessError: it failed; `returncode` is negative for a signal, `output` has the last lines,
+///         and the message says why where that is known.
 ///     OSError: it could not be started.
+///     Cancelled: `cancel()` was called.
 #[pyfunction]
 #[pyo3(signature = (slf, step, cmd, *, cwd))]
 fn _run_cmd(
@@ -111,6 +120,8 @@ fn _run_cmd(
 ) -> PyResult<()> {
     let py = slf.py();
     let started = Instant::now();
+    let run = Run::of(slf)?;
+    run.check()?;
     let log = Log::new(py)?;
     log.info(("[%s] starting", step))?;
     log.info(("[%s] cwd=%s", step, cwd))?;
@@ -141,12 +152,21 @@ fn _run_cmd(
             clone_of(slf).ok().map(|clone| clone.source_folder()),
         )?,
     };
-    COMMANDS_RUN.set(COMMANDS_RUN.get() + 1);
+    let mut heard = Heard::default();
     let returncode = interrupt::run(
         py,
+        run.cancel(),
         |task| process::run(&command, task),
-        |_, line: String| log.info(("[%s] %s", step, line)),
+        |_, line: String| {
+            let alarm = heard.hear(&line);
+            log.info(("[%s] %s", step, line))?;
+            match alarm.and_then(|alarm| warning_of(&alarm)) {
+                Some(warning) => log.warning(("[%s] %s", step, warning)),
+                None => Ok(()),
+            }
+        },
     )?;
+    run.note(step.str()?.to_string(), heard);
 
     let seconds = started.elapsed().as_secs_f64();
     if returncode == 0 {
@@ -164,6 +184,34 @@ fn _run_cmd(
         .call1((returncode, cmd))?;
     Err(PyErr::from_value(error))
 }
+
+/// What is said the moment that a line of a step shows it.
+fn warning_of(alarm: &Alarm) -> Option<String> {
+    match alarm {
+        Alarm::NothingMerged { adapter } => {
+            let is_empty = matches!(
+                weights::inspect(Path::new(adapter), weights::DOWNLOAD_AGAIN),
+                Ok(Weights::Whole(metadata)) if metadata.offset_keys().is_empty()
+            );
+            (!is_empty).then(|| {
+                format!(
+                    "Musubi Tuner has merged 0 modules of the adapter {adapter}: it trains as if the adapter were not \
+                     there. Either it is an adapter of another model, or its tensors have names that this clone does not \
+                     merge: convert it with the clone's convert_lora.py (--target default) and name the new file in \
+                     Models(base_weights=...)."
+                )
+            })
+        }
+        Alarm::LossIsNan { step, total } => Some(format!(
+            "the loss is NaN at step {step} of {total}: {NAN_MEND} If it stays so, the LoRA cannot be used; stop the run \
+             to save the time."
+        )),
+    }
+}
+
+/// What makes a loss NaN.
+const NAN_MEND: &str = "a learning rate that is too high, damaged weights or caches, or a GPU without bfloat16 make it \
+                        so. Download the weights again, and cache the photos again.";
 
 /// Parse the dataset TOML, as Python's `tomllib` does.
 ///
@@ -203,6 +251,8 @@ fn _validate_toml_str<'py>(
 ///     zipfile.BadZipFile: what came is not a zip.
 ///     DownloadError: the zip could not be had (an OSError, and a requests.RequestException where requests is
 ///         installed).
+///     RuntimeError: another run has the training folder.
+///     Cancelled: `cancel()` was called.
 #[pyfunction]
 fn _prepare_dataset(
     slf: &Bound<'_, PyAny>,
@@ -219,7 +269,10 @@ fn _prepare_dataset(
     let toml_text = arguments::text("dataset_toml_content", dataset_toml_content)?;
     let config = config::parse(&toml_text).ok();
     checks::cache_folders(config.as_ref(), &folder)?;
+    let run = Run::of(slf)?;
+    let _alone = run.alone("prepare the dataset", &folder)?;
     make_folder(&folder)?;
+    run.claim(py, &folder, Access::Alone)?;
     slf.call_method1("_validate_toml_str", (dataset_toml_content,))?;
     let layout = dataset::Layout::new(&folder);
     let images = absolute(&layout.images())?;
@@ -233,6 +286,7 @@ fn _prepare_dataset(
     };
     interrupt::run(
         py,
+        run.cancel(),
         |task| dataset::prepare(&folder, &source, task),
         |_, line| log.line(&line),
     )?;
@@ -246,8 +300,10 @@ fn _prepare_dataset(
 ///
 /// Raises:
 ///     FileNotFoundError: the configuration, a script or a weight file does not exist.
-///     RuntimeError: a weight file is cut, or something else in its place.
+///     RuntimeError: a weight file is cut, or something else in its place; a script found no images, or left photos
+///         without a cache; another run has the training folder.
 ///     subprocess.CalledProcessError: a script failed.
+///     Cancelled: `cancel()` was called.
 #[pyfunction]
 fn _pre_cache(slf: &Bound<'_, PyAny>, dataset_toml_path: &Bound<'_, PyAny>) -> PyResult<()> {
     let py = slf.py();
@@ -255,18 +311,75 @@ fn _pre_cache(slf: &Bound<'_, PyAny>, dataset_toml_path: &Bound<'_, PyAny>) -> P
     checks::exists("dataset.toml not found", &dataset_toml)?;
     checks::pre_cache(slf)?;
 
+    let run = Run::of(slf)?;
+    if let Ok(folder) = path_of(slf, "absolute_path_training_folder") {
+        run.claim(py, &folder, Access::Alone)?;
+    }
     let clone = clone_of(slf)?;
     let python = interpreter::executable(py)?;
     let dataset_toml = absolute(&dataset_toml)?;
     let vae = absolute(&weights_of(slf, "ae")?)?;
-    run_step(
-        slf,
-        "precache:latents",
-        &tuner::cache_latents(&python, &clone, &dataset_toml, &vae),
-    )?;
+    let argv = tuner::cache_latents(&python, &clone, &dataset_toml, &vae);
+    cache(slf, "precache:latents", &argv, &dataset_toml, Kind::Latents)?;
     let text_encoder = absolute(&weights_of(slf, "text_encoder")?)?;
     let argv = tuner::cache_text_encoder_outputs(&python, &clone, &dataset_toml, &text_encoder);
-    run_step(slf, "precache:text_encoder", &argv).map(drop)
+    cache(
+        slf,
+        "precache:text_encoder",
+        &argv,
+        &dataset_toml,
+        Kind::TextEncoderOutputs,
+    )
+}
+
+/// Runs a caching step, which ends well when it has found nothing to cache, or not all.
+fn cache(
+    slf: &Bound<'_, PyAny>,
+    step: &str,
+    argv: &[OsString],
+    dataset_toml: &Path,
+    kind: Kind,
+) -> PyResult<()> {
+    let folders = image_folders(slf, dataset_toml)?;
+    let before = caches::Before::look(&folders, kind);
+    let Some(heard) = run_step(slf, step, argv)? else {
+        return Ok(());
+    };
+    let log = Log::new(slf.py())?;
+    match heard.images() {
+        [] => {}
+        images if images.iter().all(|count| *count == 0) => {
+            return Err(caches::no_images(dataset_toml, &folders).into());
+        }
+        images if images.contains(&0) => log.warning((
+            "[%s] %s",
+            step,
+            format!(
+                "a dataset of {} has no images, and nothing of it is trained: check its `image_directory` and \
+                 `caption_extension`",
+                dataset_toml.display()
+            ),
+        ))?,
+        _ => {}
+    }
+    for warning in before.complete(&folders, kind)? {
+        log.warning(("[%s] %s", step, warning))?;
+    }
+    Ok(())
+}
+
+/// The folders of photos in a dataset's TOML. One that cannot be read is for the tuner to refuse.
+fn image_folders(slf: &Bound<'_, PyAny>, dataset_toml: &Path) -> PyResult<Vec<ImageFolder>> {
+    let clone = absolute(&path_of(slf, "absolute_path_musubi_tuner")?)?;
+    let config = fs::read_to_string(dataset_toml)
+        .ok()
+        .and_then(|text| config::parse(&text).ok());
+    let mut folders = config.map_or_else(Vec::new, |config| config.image_folders());
+    for folder in &mut folders {
+        folder.images = clone.join(&folder.images);
+        folder.caches = clone.join(&folder.caches);
+    }
+    Ok(folders)
 }
 
 /// Train the LoRA, with `accelerate launch` of Musubi Tuner's script.
@@ -282,9 +395,11 @@ fn _pre_cache(slf: &Bound<'_, PyAny>, dataset_toml_path: &Bound<'_, PyAny>) -> P
 ///
 /// Raises:
 ///     FileNotFoundError: something that is needed, or the LoRA after the run, does not exist.
-///     RuntimeError: accelerate is missing; a weight file is cut, or something else in its place.
+///     RuntimeError: accelerate is missing; a weight file is cut, or something else in its place; the loss was NaN to
+///         the end, or the LoRA is cut or holds values that are no finite numbers; another run has the training folder.
 ///     ValueError, TypeError: an argument cannot work.
 ///     subprocess.CalledProcessError: the training failed.
+///     Cancelled: `cancel()` was called.
 #[pyfunction]
 #[pyo3(
     signature = (slf, dataset_toml_path, *, output_name=Given(None), max_train_steps=Given(None), seed=Given(None)),
@@ -309,12 +424,16 @@ fn _launch_training(
     checks::exists("dataset.toml not found", &dataset_toml)?;
     checks::launch_training(slf)?;
 
+    let run = Run::of(slf)?;
+    if let Ok(folder) = path_of(slf, "absolute_path_training_folder") {
+        run.claim(py, &folder, Access::Reading)?;
+    }
     let clone = clone_of(slf)?;
     let weights = WeightFiles {
         vae: absolute(&weights_of(slf, "ae")?)?,
         text_encoder: absolute(&weights_of(slf, "text_encoder")?)?,
         dit: absolute(&weights_of(slf, "DiT")?)?,
-        base_weights: mergeable_adapter(slf, &clone)?,
+        base_weights: mergeable_adapter(slf, &clone, &run)?,
     };
     let python = interpreter::executable(py)?;
     let argv = tuner::train(
@@ -326,10 +445,31 @@ fn _launch_training(
     );
     let trained = output_folder.join(format!("{}.safetensors", training.output_name));
     let before = Before::look(&trained);
-    if run_step(slf, "train", &argv)? {
+    if let Some(heard) = run_step(slf, "train", &argv)? {
         before.written_since("Trained model not found", &trained)?;
+        if let Some((step, total)) = heard.nan_since() {
+            return Err(Error::Unusable(format!(
+                "the loss was NaN from step {step} of {total} to the end, so that the LoRA {} cannot be used: {NAN_MEND}",
+                trained.display()
+            ))
+            .into());
+        }
+        check_output(py, &run, &trained)?;
     }
     Ok(trained.into())
+}
+
+/// Refuses a LoRA that a step has written and that cannot be used.
+fn check_output(py: Python<'_>, run: &Run, lora: &Path) -> PyResult<()> {
+    interrupt::run_quietly(py, run.cancel(), |task| {
+        let mend = "A full disk leaves such a file: make room, and run again.";
+        match weights::inspect(lora, mend)? {
+            Weights::Whole(metadata) => {
+                weights::refuse_non_finite(lora, &metadata, NAN_MEND, || task.check())
+            }
+            Weights::Unrecognised(_) => Ok(()),
+        }
+    })
 }
 
 /// Convert a trained LoRA to the form that ComfyUI loads, with the clone's own script.
@@ -342,7 +482,9 @@ fn _launch_training(
 ///
 /// Raises:
 ///     FileNotFoundError: the LoRA, the script, or the converted file after the run does not exist.
+///     RuntimeError: the converted file is cut, or holds values that are no finite numbers.
 ///     subprocess.CalledProcessError: the script failed.
+///     Cancelled: `cancel()` was called.
 #[pyfunction]
 fn _convert_for_comfyui(
     slf: &Bound<'_, PyAny>,
@@ -352,6 +494,7 @@ fn _convert_for_comfyui(
     checks::exists("Trained model not found", &model)?;
     checks::conversion_script(slf)?;
 
+    let run = Run::of(slf)?;
     let clone = clone_of(slf)?;
     let python = interpreter::executable(slf.py())?;
     let converted = converted_path(&model);
@@ -377,8 +520,9 @@ fn _convert_for_comfyui(
             Err(error)
         }
     })?;
-    if ran {
+    if ran.is_some() {
         before.written_since("ComfyUI model was not created", &converted)?;
+        check_output(slf.py(), &run, &converted)?;
     } else {
         checks::exists("ComfyUI model was not created", &converted)?;
     }
@@ -428,6 +572,7 @@ fn train<'py>(
     seed: Given<'py>,
 ) -> PyResult<Bound<'py, PyAny>> {
     let py = slf.py();
+    let run = Run::of(slf)?;
     let log = Log::new(py)?;
     let use_pre_cache = use_pre_cache.or(py, true)?;
     let convert_for_comfyui = convert_for_comfyui.or(py, true)?;
@@ -467,6 +612,14 @@ fn train<'py>(
         )?;
         toml_is_refused = config.is_none() && !is_replaced(slf, "_validate_toml_str")?;
     }
+    let folder = path_of(slf, "absolute_path_training_folder").ok();
+    let _alone = folder
+        .as_ref()
+        .map(|folder| run.alone("train", folder))
+        .transpose()?;
+    if let Some(folder) = &folder {
+        run.claim(py, folder, Access::Alone)?;
+    }
     // A TOML that does not parse is for `_prepare_dataset` to refuse, which it does before it touches anything.
     if !toml_is_refused {
         for warning in checks::everything(slf, &steps)? {
@@ -478,12 +631,14 @@ fn train<'py>(
         "_prepare_dataset",
         (dataset_toml_content, images_zip_url, trigger_word),
     )?;
+    run.check()?;
     if use_pre_cache.is_truthy()? {
         slf.call_method(
             "_pre_cache",
             (),
             Some(&[("dataset_toml_path", &dataset_toml)].into_py_dict(py)?),
         )?;
+        run.check()?;
     }
     let arguments = [
         ("dataset_toml_path", &dataset_toml),
@@ -492,21 +647,29 @@ fn train<'py>(
         ("seed", &seed),
     ];
     let mut model = slf.call_method("_launch_training", (), Some(&arguments.into_py_dict(py)?))?;
+    run.check()?;
     if convert_for_comfyui.is_truthy()? {
         model = slf.call_method(
             "_convert_for_comfyui",
             (),
             Some(&[("model_path", model)].into_py_dict(py)?),
         )?;
+        run.check()?;
     }
     log.info(("[pipeline] done final_model=%s", &model))?;
     Ok(model)
 }
 
-thread_local! {
-    /// Commands that this thread's `_run_cmd` has started: tells a step that ran from one whose `_run_cmd` a test has
-    /// replaced, which leaves no file to look for.
-    static COMMANDS_RUN: Cell<u64> = const { Cell::new(0) };
+/// Cancel what is under way on this trainer; may be called from any thread.
+///
+/// The call that is under way (`train`, or a step alone) ends its process tree and raises `Cancelled` in its own thread.
+/// The training folder is left as after any other end: the next run can use it.
+///
+/// Returns:
+///     bool: whether anything was under way.
+#[pyfunction]
+fn cancel(slf: &Bound<'_, PyAny>) -> bool {
+    Run::cancel_on(slf)
 }
 
 /// Made once: a class outlives its module, which is imported anew when it has been taken out of `sys.modules`.
@@ -523,6 +686,7 @@ fn plain_class(py: Python<'_>) -> PyResult<&PlainClass> {
             wrap_pyfunction!(_launch_training, py)?,
             wrap_pyfunction!(_convert_for_comfyui, py)?,
             wrap_pyfunction!(train, py)?,
+            wrap_pyfunction!(cancel, py)?,
         ];
         PlainClass::new(py, "MusubiTraining", DOC, &methods)
     })
@@ -578,14 +742,18 @@ fn absolute(path: &Path) -> PyResult<PathBuf> {
     Ok(folder.join(path))
 }
 
-/// Runs a step of Musubi Tuner through `self._run_cmd`; tells whether a command was started, as that may be replaced.
-fn run_step(slf: &Bound<'_, PyAny>, step: &str, argv: &[OsString]) -> PyResult<bool> {
+/// Runs a step of Musubi Tuner through `self._run_cmd`; tells what its command has said, or `None` when none was started,
+/// as that may be replaced.
+fn run_step(slf: &Bound<'_, PyAny>, step: &str, argv: &[OsString]) -> PyResult<Option<Heard>> {
     let py = slf.py();
-    let before = COMMANDS_RUN.get();
+    let run = Run::of(slf)?;
+    // Of an earlier call.
+    drop(run.heard(step));
     let cwd = absolute(&path_of(slf, "absolute_path_musubi_tuner")?)?;
     let keywords = [("cwd", cwd.into_os_string())].into_py_dict(py)?;
     slf.call_method("_run_cmd", (step, PyList::new(py, argv)?), Some(&keywords))?;
-    Ok(COMMANDS_RUN.get() != before)
+    run.check()?;
+    Ok(run.heard(step))
 }
 
 /// The exit code, if the error says that a command has failed.
@@ -602,12 +770,12 @@ fn failed_command(py: Python<'_>, error: &PyErr) -> Option<i32> {
 }
 
 /// The adapter as this clone merges it: the caller's file, or one in Musubi Tuner's naming in the training folder.
-fn mergeable_adapter(slf: &Bound<'_, PyAny>, clone: &MusubiTuner) -> PyResult<PathBuf> {
+fn mergeable_adapter(slf: &Bound<'_, PyAny>, clone: &MusubiTuner, run: &Run) -> PyResult<PathBuf> {
     let py = slf.py();
     let given = absolute(&weights_of(slf, "base_weights")?)?;
     let folder = absolute(&path_of(slf, "absolute_path_training_folder")?)?;
     let renamed = folder.join(RENAMED_ADAPTER);
-    let left_out = interrupt::run_quietly(py, || {
+    let left_out = interrupt::run_quietly(py, run.cancel(), |_| {
         if !checks::is_merged_in_vain(&given, clone)? {
             return Ok(None);
         }

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
-use safetensors::tensor::Metadata;
+use safetensors::tensor::{Dtype, Metadata};
 
 use crate::error::Error;
 use crate::web_page;
@@ -23,12 +23,15 @@ const LARGEST_HEADER_BYTES: u64 = 100_000_000;
 /// Enough of a file to know a web page by.
 const BEGINNING_BYTES: u64 = 512;
 
-/// Looks at the header of the weights at `path`; never reads the tensors.
+/// What to do about weights that came by a download.
+pub const DOWNLOAD_AGAIN: &str = "Download it again, whole.";
+
+/// Looks at the header of the weights at `path`; never reads the tensors. `mend` says what to do when they are cut.
 ///
 /// # Errors
 /// [`Error::Unusable`] on positive evidence that the file cannot be the weights: it is shorter than its header
 /// promises, a web page, or a git-lfs pointer. [`Error::Io`] when it cannot be read.
-pub fn inspect(path: &Path) -> Result<Weights, Error> {
+pub fn inspect(path: &Path, mend: &str) -> Result<Weights, Error> {
     let failed = Error::io("read", path);
     // Looked at before it is opened: opening a pipe waits for a writer.
     let found = fs::metadata(path).map_err(&failed)?;
@@ -60,6 +63,7 @@ pub fn inspect(path: &Path) -> Result<Weights, Error> {
             path,
             &format!("at least {} bytes", 8 + header_bytes),
             found_bytes,
+            mend,
         ));
     }
     let mut header = Vec::new();
@@ -77,9 +81,12 @@ pub fn inspect(path: &Path) -> Result<Weights, Error> {
     };
     let promised_bytes = 8 + header_bytes + metadata.data_len() as u64;
     match promised_bytes.cmp(&found_bytes) {
-        std::cmp::Ordering::Greater => {
-            Err(cut(path, &format!("{promised_bytes} bytes"), found_bytes))
-        }
+        std::cmp::Ordering::Greater => Err(cut(
+            path,
+            &format!("{promised_bytes} bytes"),
+            found_bytes,
+            mend,
+        )),
         std::cmp::Ordering::Equal => Ok(Weights::Whole(metadata)),
         std::cmp::Ordering::Less => Ok(Weights::Unrecognised(format!(
             "its header promises {promised_bytes} bytes and it has {found_bytes}, more than that"
@@ -87,11 +94,85 @@ pub fn inspect(path: &Path) -> Result<Weights, Error> {
     }
 }
 
-fn cut(path: &Path, promised: &str, found_bytes: u64) -> Error {
+fn cut(path: &Path, promised: &str, found_bytes: u64, mend: &str) -> Error {
     Error::Unusable(format!(
-        "{} is cut: its header promises {promised}, the file has {found_bytes}. Download it again, whole.",
+        "{} is cut: its header promises {promised}, the file has {found_bytes}. {mend}",
         path.display()
     ))
+}
+
+/// Refuses weights that hold a NaN or an infinity, as a training whose loss is NaN writes them. What is not known to be
+/// a number is passed over. `check` is asked now and then whether to go on.
+///
+/// # Errors
+/// [`Error::Unusable`] with the tensor, [`Error::Io`] when the file cannot be read, what `check` gives.
+pub fn refuse_non_finite(
+    path: &Path,
+    metadata: &Metadata,
+    mend: &str,
+    check: impl Fn() -> Result<(), Error>,
+) -> Result<(), Error> {
+    let failed = Error::io("read", path);
+    let mut file = File::open(path).map_err(&failed)?;
+    let mut length = [0; 8];
+    file.read_exact(&mut length).map_err(&failed)?;
+    let data_start = 8 + u64::from_le_bytes(length);
+    let mut buffer = vec![0; SCANNED_BYTES];
+    for name in metadata.offset_keys() {
+        let Some(tensor) = metadata.info(&name) else {
+            continue;
+        };
+        let Some(is_finite) = finite_test(tensor.dtype) else {
+            continue;
+        };
+        let (start, end) = tensor.data_offsets;
+        let mut left = end - start;
+        file.seek(SeekFrom::Start(data_start + start as u64))
+            .map_err(&failed)?;
+        while left > 0 {
+            check()?;
+            let piece = &mut buffer[..left.min(SCANNED_BYTES)];
+            file.read_exact(piece).map_err(&failed)?;
+            if !is_finite(piece) {
+                return Err(Error::Unusable(format!(
+                    "{} holds values that are no finite numbers (in {name:?}): it cannot be used. {mend}",
+                    path.display()
+                )));
+            }
+            left -= piece.len();
+        }
+    }
+    Ok(())
+}
+
+/// Read at a time; a multiple of every number's size.
+const SCANNED_BYTES: usize = 1 << 18;
+
+/// Whether all little-endian numbers of this kind are finite: whose exponent is not all ones.
+fn finite_test(dtype: Dtype) -> Option<fn(&[u8]) -> bool> {
+    fn finite_16<const EXPONENT: u16>(bytes: &[u8]) -> bool {
+        let (numbers, _) = bytes.as_chunks();
+        numbers
+            .iter()
+            .all(|number| u16::from_le_bytes(*number) & EXPONENT != EXPONENT)
+    }
+    match dtype {
+        Dtype::F16 => Some(finite_16::<0x7c00>),
+        Dtype::BF16 => Some(finite_16::<0x7f80>),
+        Dtype::F32 => Some(|bytes| {
+            let (numbers, _) = bytes.as_chunks();
+            numbers
+                .iter()
+                .all(|number| f32::from_le_bytes(*number).is_finite())
+        }),
+        Dtype::F64 => Some(|bytes| {
+            let (numbers, _) = bytes.as_chunks();
+            numbers
+                .iter()
+                .all(|number| f64::from_le_bytes(*number).is_finite())
+        }),
+        _ => None,
+    }
 }
 
 /// A text that a failed download leaves under the name of the weights.
@@ -127,7 +208,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(name);
         fs::write(&path, content).unwrap();
-        inspect(&path)
+        inspect(&path, DOWNLOAD_AGAIN)
     }
 
     fn whole() -> Vec<u8> {
@@ -191,5 +272,80 @@ mod tests {
             pointer.contains("git-lfs pointer") && pointer.contains("of 8044982048 bytes"),
             "{pointer}"
         );
+    }
+
+    #[test]
+    fn what_is_no_finite_number_is_found_wherever_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lora");
+        let count = SCANNED_BYTES / 8 + 3;
+        for (kind, bytes, one, others) in [
+            (
+                "F64",
+                8,
+                1f64.to_le_bytes().to_vec(),
+                vec![
+                    f64::NAN.to_le_bytes().to_vec(),
+                    f64::INFINITY.to_le_bytes().to_vec(),
+                ],
+            ),
+            (
+                "F32",
+                4,
+                f32::MAX.to_le_bytes().to_vec(),
+                vec![
+                    (-f32::NAN).to_le_bytes().to_vec(),
+                    f32::NEG_INFINITY.to_le_bytes().to_vec(),
+                ],
+            ),
+            (
+                "BF16",
+                2,
+                vec![0x7f, 0x7f],
+                vec![vec![0xc0, 0x7f], vec![0x80, 0xff]],
+            ),
+            (
+                "F16",
+                2,
+                vec![0xff, 0x7b],
+                vec![vec![0, 0x7e], vec![0, 0xfc]],
+            ),
+            ("I32", 4, vec![0xff; 4], vec![]),
+        ] {
+            let end = count * bytes;
+            let header = format!(
+                "{{\"first\":{{\"dtype\":\"{kind}\",\"shape\":[{count}],\"data_offsets\":[0,{end}]}},\
+                 \"last\":{{\"dtype\":\"{kind}\",\"shape\":[],\"data_offsets\":[{end},{}]}}}}",
+                end + bytes
+            );
+            let write = |at: usize, number: &[u8]| {
+                let mut data = one.repeat(count + 1);
+                data[at * bytes..(at + 1) * bytes].copy_from_slice(number);
+                fs::write(
+                    &path,
+                    [
+                        &(header.len() as u64).to_le_bytes()[..],
+                        header.as_bytes(),
+                        &data,
+                    ]
+                    .concat(),
+                )
+                .unwrap();
+                let Ok(Weights::Whole(metadata)) = inspect(&path, "") else {
+                    panic!("{kind} is not whole")
+                };
+                refuse_non_finite(&path, &metadata, "", || Ok(()))
+            };
+            write(0, &one).unwrap();
+            for other in others {
+                for (at, tensor) in [(0, "first"), (count - 1, "first"), (count, "last")] {
+                    let error = write(at, &other).unwrap_err().to_string();
+                    assert!(
+                        error.contains(&format!("{tensor:?}")),
+                        "{kind} at {at}: {error}"
+                    );
+                }
+            }
+        }
     }
 }

@@ -1,6 +1,16 @@
 """Turns a zip of photos into a Z-Image LoRA with Musubi Tuner, unattended."""
 
-from musubitraining._native import DownloadError
+from musubitraining._native import Cancelled, DownloadError
+from musubitraining.errors import CalledProcessError
 from musubitraining.main import GPU, GPUMonitor, Models, MusubiTraining, logger
 
-__all__ = ["GPU", "DownloadError", "GPUMonitor", "Models", "MusubiTraining", "logger"]
+__all__ = [
+    "GPU",
+    "CalledProcessError",
+    "Cancelled",
+    "DownloadError",
+    "GPUMonitor",
+    "Models",
+    "MusubiTraining",
+    "logger",
+]

@@ -5,9 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-__all__ = ["DownloadError", "GPUMonitor", "Models", "MusubiTraining", "_restore_download_error"]
+__all__ = ["Cancelled", "DownloadError", "GPUMonitor", "Models", "MusubiTraining", "_restore_download_error"]
 
 _Path = str | os.PathLike[str]
+
+class Cancelled(Exception):
+    """The run was ended by `MusubiTraining.cancel()`."""
 
 class DownloadError(OSError):
     """The zip of photos could not be had.
@@ -114,8 +117,10 @@ class MusubiTraining:
             cwd: the folder to run it in.
 
         Raises:
-            subprocess.CalledProcessError: it failed; `returncode` is negative for a signal.
+            subprocess.CalledProcessError: it failed; `returncode` is negative for a signal, `output` has the last
+                lines, and the message says why where that is known. It is a `musubitraining.CalledProcessError`.
             OSError: it could not be started.
+            Cancelled: `cancel()` was called.
         """
 
     def _validate_toml_str(self, toml_content: str) -> dict[str, Any]:
@@ -149,6 +154,8 @@ class MusubiTraining:
             ValueError: the TOML does not parse, an argument cannot work, or no photo is left.
             zipfile.BadZipFile: what came is not a zip.
             DownloadError: the zip could not be had.
+            RuntimeError: another run has the training folder.
+            Cancelled: `cancel()` was called.
         """
 
     def _pre_cache(self, dataset_toml_path: _Path) -> None:
@@ -159,8 +166,10 @@ class MusubiTraining:
 
         Raises:
             FileNotFoundError: the configuration, a script or a weight file does not exist.
-            RuntimeError: a weight file is cut, or something else in its place.
+            RuntimeError: a weight file is cut, or something else in its place; a script found no images, or left photos
+                without a cache; another run has the training folder.
             subprocess.CalledProcessError: a script failed.
+            Cancelled: `cancel()` was called.
         """
 
     def _launch_training(
@@ -184,10 +193,13 @@ class MusubiTraining:
 
         Raises:
             FileNotFoundError: something that is needed, or the LoRA after the run, does not exist.
-            RuntimeError: accelerate is missing; a weight file is cut, or something else in its place.
+            RuntimeError: accelerate is missing; a weight file is cut, or something else in its place; the loss was NaN
+                to the end, or the LoRA is cut or holds values that are no finite numbers; another run has the training
+                folder.
             ValueError: an argument cannot work.
             TypeError: an argument is of a type that cannot work.
             subprocess.CalledProcessError: the training failed.
+            Cancelled: `cancel()` was called.
         """
 
     def _convert_for_comfyui(self, model_path: _Path) -> str:
@@ -201,7 +213,9 @@ class MusubiTraining:
 
         Raises:
             FileNotFoundError: the LoRA, the script, or the converted file after the run does not exist.
+            RuntimeError: the converted file is cut, or holds values that are no finite numbers.
             subprocess.CalledProcessError: the script failed.
+            Cancelled: `cancel()` was called.
         """
 
     def train(
@@ -239,8 +253,21 @@ class MusubiTraining:
             ValueError: an argument or the TOML cannot work, or no photo is left.
             TypeError: an argument is of a type that cannot work.
             FileNotFoundError: weights, a script, or a file that a step should have written do not exist.
-            RuntimeError: accelerate is missing; a weight file is cut, or something else in its place.
+            RuntimeError: accelerate is missing; a weight file is cut, or something else in its place; a step ended well
+                but its work cannot be used (no images, photos without a cache, a NaN loss, a cut LoRA); another run has
+                the training folder.
             DownloadError: the zip could not be had.
             zipfile.BadZipFile: what came is not a zip.
             subprocess.CalledProcessError: a step failed.
+            Cancelled: `cancel()` was called.
+        """
+
+    def cancel(self) -> bool:
+        """Cancel what is under way on this trainer; may be called from any thread.
+
+        The call that is under way (`train`, or a step alone) ends its process tree and raises `Cancelled` in its own
+        thread. The training folder is left as after any other end: the next run can use it.
+
+        Returns:
+            Whether anything was under way.
         """

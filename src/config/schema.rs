@@ -3,7 +3,7 @@
 use std::mem::discriminant;
 use std::path::{Path, PathBuf};
 
-use super::{DatasetConfig, Entry, Table, Value};
+use super::{DatasetConfig, Entry, ImageFolder, Table, Value};
 
 /// What a key may hold, in the terms of the tuner's own check: there, `true` counts as an integer, `1` is no boolean
 /// and `1.0` no integer.
@@ -107,6 +107,35 @@ impl DatasetConfig {
             .findings
             .into_iter()
             .map(|(line, text)| format!("dataset.toml, line {line}: {text}"))
+            .collect()
+    }
+
+    /// The image datasets whose caches can be told from their photos: a folder of photos each, without control images
+    /// or several targets.
+    #[must_use]
+    pub fn image_folders(&self) -> Vec<ImageFolder> {
+        let general = self.root.value("general").map(tables).unwrap_or_default();
+        let extension_for_all = general
+            .first()
+            .and_then(|general| general.text("caption_extension"));
+        let datasets = self.root.value("datasets").map(tables).unwrap_or_default();
+        datasets
+            .iter()
+            .filter(|dataset| {
+                !["control_directory", "multiple_target"]
+                    .iter()
+                    .any(|key| dataset.entries.contains_key(*key))
+            })
+            .filter_map(|dataset| {
+                let (_, caches) = dataset.cache_directory()?;
+                let (_, images) = dataset.text("image_directory")?;
+                let extension = dataset.text("caption_extension").or(extension_for_all);
+                Some(ImageFolder {
+                    images: images.into(),
+                    caches: caches.into(),
+                    caption_extension: extension.map(|(_, extension)| extension.to_owned()),
+                })
+            })
             .collect()
     }
 

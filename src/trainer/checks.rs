@@ -8,6 +8,7 @@ use pyo3::prelude::*;
 use super::{absolute, clone_of, path_of, weights_of};
 use crate::config::DatasetConfig;
 use crate::error::Error;
+use crate::task::Cancel;
 use crate::tuner::MusubiTuner;
 use crate::weights::{self, Weights};
 use crate::{adapter, disk, interpreter, interrupt};
@@ -121,10 +122,10 @@ fn recognise(
     py: Python<'_>,
     files: impl IntoIterator<Item = PathBuf> + Send,
 ) -> PyResult<Vec<String>> {
-    interrupt::run_quietly(py, || {
+    interrupt::run_quietly(py, &Cancel::default(), |_| {
         let mut warnings = Vec::new();
         for file in files {
-            if let Weights::Unrecognised(why) = weights::inspect(&file)? {
+            if let Weights::Unrecognised(why) = weights::inspect(&file, weights::DOWNLOAD_AGAIN)? {
                 warnings.push(format!(
                     "{} does not look like weights: {why}. Expected a safetensors file; going on, the tuner will judge.",
                     file.display()
@@ -137,7 +138,7 @@ fn recognise(
 
 /// Whether this adapter is in a naming of which this clone merges nothing, without an error.
 pub fn is_merged_in_vain(adapter: &Path, clone: &MusubiTuner) -> Result<bool, Error> {
-    match weights::inspect(adapter)? {
+    match weights::inspect(adapter, weights::DOWNLOAD_AGAIN)? {
         Weights::Whole(metadata) => Ok(
             adapter::is_in_diffusers_naming(&metadata) && clone.ignores_diffusers_base_weights()
         ),

@@ -1,0 +1,307 @@
+//! What the lines of a step say of its progress, and what they prove. The texts are those of Musubi Tuner 0.2.15 to
+//! 0.3.4 and of tqdm's bar.
+
+/// What a line says. A log line may follow a bar without a line end, so that one line can say several things.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Said<'line> {
+    /// A dataset has this many images.
+    Images(u64),
+    /// This adapter comes next to be merged.
+    Merging(&'line str),
+    /// So many modules of the adapter or of the new LoRA match the model.
+    Modules(u64),
+    Step {
+        step: u64,
+        total: u64,
+        /// The mean loss of the last epoch's worth of steps.
+        average_loss: Option<f64>,
+    },
+}
+
+/// Everything that `line` says.
+pub fn read(line: &str) -> impl Iterator<Item = Said<'_>> {
+    [
+        line.contains("merging module: ")
+            .then(|| merging(line))
+            .flatten(),
+        images(line),
+        modules(line),
+        step(line),
+    ]
+    .into_iter()
+    .flatten()
+}
+
+/// `found 12 images`; behind it a dataset in JSON lines says how many control images each has.
+fn images(line: &str) -> Option<Said<'_>> {
+    let (number, rest) = line.split_once("found ")?.1.split_once(" images")?;
+    let rest = rest.trim_end();
+    (rest.is_empty() || rest.starts_with(" with "))
+        .then(|| number.parse().ok())
+        .flatten()
+        .map(Said::Images)
+}
+
+/// `merging module: /models/adapter.safetensors with multiplier 1.0`
+fn merging(line: &str) -> Option<Said<'_>> {
+    let (path, _) = line
+        .split_once("merging module: ")?
+        .1
+        .rsplit_once(" with multiplier ")?;
+    Some(Said::Merging(path))
+}
+
+/// `create LoRA for U-Net/DiT: 210 modules.`
+fn modules(line: &str) -> Option<Said<'_>> {
+    let (_, rest) = line.split_once("create LoRA for U-Net/DiT: ")?;
+    let (number, _) = rest.split_once(" modules")?;
+    number.parse().ok().map(Said::Modules)
+}
+
+/// `steps:  25%|██▌       | 1/4 [00:00<00:00, 5.57it/s, avr_loss=1.11]`
+fn step(line: &str) -> Option<Said<'_>> {
+    let (_, bar) = line.rsplit_once("steps:")?;
+    let (_, bar) = bar.split_once('|')?.1.split_once("| ")?;
+    let (count, rest) = bar.split_once(" [")?;
+    let (step, total) = count.split_once('/')?;
+    let average_loss = rest.split_once("avr_loss=").and_then(|(_, loss)| {
+        loss.split([',', ']'])
+            .next()
+            .and_then(|loss| loss.trim().parse().ok())
+    });
+    Some(Said::Step {
+        step: step.trim().parse().ok()?,
+        total: total.trim().parse().ok()?,
+        average_loss,
+    })
+}
+
+/// What the lines of one step have proved so far.
+#[derive(Debug, Default)]
+pub struct Heard {
+    /// Of each dataset, in order.
+    images: Vec<u64>,
+    merging: Option<String>,
+    nan_since: Option<(u64, u64)>,
+}
+
+/// What is worth a word the moment it is heard.
+#[derive(Debug, PartialEq)]
+pub enum Alarm {
+    /// The adapter at this path changes nothing.
+    NothingMerged { adapter: String },
+    /// The mean loss is NaN, at this step of so many.
+    LossIsNan { step: u64, total: u64 },
+}
+
+impl Heard {
+    /// Takes a line in.
+    pub fn hear(&mut self, line: &str) -> Option<Alarm> {
+        let mut alarm = None;
+        for said in read(line) {
+            match said {
+                Said::Images(count) => self.images.push(count),
+                Said::Merging(path) => self.merging = Some(path.to_owned()),
+                Said::Modules(count) => {
+                    let merged = self.merging.take();
+                    alarm = merged
+                        .filter(|_| count == 0)
+                        .map(|adapter| Alarm::NothingMerged { adapter })
+                        .or(alarm);
+                }
+                Said::Step {
+                    step,
+                    total,
+                    average_loss: Some(loss),
+                } if loss.is_nan() => {
+                    if self.nan_since.is_none() {
+                        self.nan_since = Some((step, total));
+                        alarm = Some(Alarm::LossIsNan { step, total });
+                    }
+                }
+                Said::Step {
+                    average_loss: Some(_),
+                    ..
+                } => self.nan_since = None,
+                Said::Step { .. } => {}
+            }
+        }
+        alarm
+    }
+
+    /// How many images each dataset has, in order.
+    #[must_use]
+    pub fn images(&self) -> &[u64] {
+        &self.images
+    }
+
+    /// The step from which on the loss was NaN to the end, and how many there are.
+    #[must_use]
+    pub fn nan_since(&self) -> Option<(u64, u64)> {
+        self.nan_since
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tuners_lines_are_understood() {
+        let step = |step, total, average_loss| Said::Step {
+            step,
+            total,
+            average_loss,
+        };
+        for (line, expected) in [
+            (
+                "INFO:musubi_tuner.dataset.datasources:found 12 images",
+                vec![Said::Images(12)],
+            ),
+            ("found 0 images  ", vec![Said::Images(0)]),
+            (
+                "found 3 images with 1 control images per image in JSONL data",
+                vec![Said::Images(3)],
+            ),
+            (
+                "found multiple-target images, max targets per image: 2",
+                vec![],
+            ),
+            ("found 3 matching control images for 1 images", vec![]),
+            ("found -1 images", vec![]),
+            (
+                "merging module: /my models/with multiplier 2/a.safetensors with multiplier 1.0",
+                vec![Said::Merging("/my models/with multiplier 2/a.safetensors")],
+            ),
+            (
+                "INFO:musubi_tuner.networks.lora:create LoRA for U-Net/DiT: 0 modules.",
+                vec![Said::Modules(0)],
+            ),
+            (
+                "steps:   0%|          | 0/4 [00:00<?, ?it/s]",
+                vec![step(0, 4, None)],
+            ),
+            (
+                "steps:  25%|██▌       | 1/4 [00:00<00:00, 584.57it/s, avr_loss=1.11]",
+                vec![step(1, 4, Some(1.11))],
+            ),
+            (
+                "steps: 100%|██████████| 2000/2000 [1:06:40<00:00,  2.00s/it, Average key norm=0.1, avr_loss=1e+03]  ",
+                vec![step(2000, 2000, Some(1000.0))],
+            ),
+            (
+                "\u{1b}[Asteps:  50%|#####     | 2/4 [00:01<00:01,  1.9it/s, avr_loss=inf]INFO:x:found 2 images",
+                vec![Said::Images(2), step(2, 4, Some(f64::INFINITY))],
+            ),
+            ("steps: many", vec![]),
+            ("", vec![]),
+        ] {
+            assert_eq!(read(line).collect::<Vec<_>>(), expected, "{line:?}");
+        }
+    }
+
+    fn heard(lines: &[&str]) -> (Heard, Vec<Alarm>) {
+        let mut heard = Heard::default();
+        let alarms = lines.iter().filter_map(|line| heard.hear(line)).collect();
+        (heard, alarms)
+    }
+
+    #[test]
+    fn an_adapter_of_which_nothing_is_merged_is_named_at_once() {
+        let adapter = |modules| {
+            [
+                "merging module: /a with multiplier 1.0".to_owned(),
+                "create LoRA network from weights".to_owned(),
+                format!("create LoRA for U-Net/DiT: {modules} modules."),
+                "create LoRA network. base dim (rank): 16, alpha: 16.0".to_owned(),
+                "create LoRA for U-Net/DiT: 0 modules.".to_owned(),
+            ]
+        };
+        let alarms = |modules| {
+            let lines = adapter(modules);
+            let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+            heard(&lines).1
+        };
+        assert_eq!(
+            alarms(0),
+            [Alarm::NothingMerged {
+                adapter: "/a".to_owned()
+            }]
+        );
+        assert_eq!(alarms(14), []);
+    }
+
+    #[test]
+    fn a_loss_is_nan_to_the_end_or_not() {
+        let bar = |step: u64, loss: &str| {
+            format!("steps: 1%|# | {step}/9 [0:0<0:0, 1it/s, avr_loss={loss}]")
+        };
+        let lines = |losses: &[&str]| {
+            let lines: Vec<String> = (1..)
+                .zip(losses)
+                .map(|(step, loss)| bar(step, loss))
+                .collect();
+            let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+            let (heard, alarms) = heard(&lines);
+            (heard.nan_since(), alarms)
+        };
+        let alarm = |step| Alarm::LossIsNan { step, total: 9 };
+        assert_eq!(lines(&["0.1", "0.2"]), (None, vec![]));
+        assert_eq!(
+            lines(&["0.1", "nan", "nan"]),
+            (Some((2, 9)), vec![alarm(2)])
+        );
+        assert_eq!(lines(&["nan", "0.1"]), (None, vec![alarm(1)]));
+        assert_eq!(
+            lines(&["nan", "0.1", "nan"]),
+            (Some((3, 9)), vec![alarm(1), alarm(3)])
+        );
+    }
+
+    mod properties {
+        use proptest::prelude::*;
+
+        use super::super::*;
+
+        /// Words of the lines above in any order, cut anywhere.
+        fn lines() -> impl Strategy<Value = String> {
+            let word = prop_oneof![
+                Just("steps: ".to_owned()),
+                Just("50%|##  | ".to_owned()),
+                Just("| ".to_owned()),
+                Just(" [00:01<?, ".to_owned()),
+                Just("avr_loss=".to_owned()),
+                Just("found ".to_owned()),
+                Just(" images".to_owned()),
+                Just("merging module: ".to_owned()),
+                Just(" with multiplier ".to_owned()),
+                Just("create LoRA for U-Net/DiT: ".to_owned()),
+                Just(" modules".to_owned()),
+                Just("nan".to_owned()),
+                "[0-9/]{0,22}",
+                ".{0,8}",
+            ];
+            prop::collection::vec(word, 0..12).prop_map(|words| words.concat())
+        }
+
+        proptest! {
+            #[test]
+            fn no_line_is_too_strange(lines in prop::collection::vec(lines(), 0..20)) {
+                let mut heard = Heard::default();
+                for line in &lines {
+                    heard.hear(line);
+                }
+                prop_assert!(heard.images().len() <= lines.len());
+            }
+
+            #[test]
+            fn a_bar_is_read_whatever_stands_around_it(
+                step in 0..u64::MAX, total in 0..u64::MAX, loss in 1e-9..1e9f64, before in "[^s]{0,20}", after in "[^:]{0,20}"
+            ) {
+                let line = format!("{before}steps:  9%|▏   | {step}/{total} [00:01<?, 1it/s, avr_loss={loss}]{after}");
+                let said: Vec<_> = read(&line).collect();
+                prop_assert!(said.contains(&Said::Step { step, total, average_loss: Some(loss) }), "{said:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! What is under way on a trainer: how it is cancelled, and the training folder that it has for itself.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+
+use crate::dataset;
+use crate::error::Error;
+use crate::folder_lock::{self, Access, FolderLock};
+use crate::interrupt;
+use crate::progress::Heard;
+use crate::task::Cancel;
+
+/// One run of a trainer, from the outermost call on it to that call's end: the steps that `train` calls through
+/// `self` belong to its run.
+#[derive(Clone)]
+pub struct Run(Arc<State>);
+
+#[derive(Default)]
+struct State {
+    cancel: Cancel,
+    folders: Mutex<Vec<(PathBuf, FolderLock)>>,
+    /// What is done but once at a time in a folder.
+    doing: Mutex<Vec<(&'static str, PathBuf)>>,
+    /// By the name of the step.
+    heard: Mutex<HashMap<String, Heard>>,
+}
+
+/// By the address of the trainer, which lives as long as a call on it.
+static UNDER_WAY: Mutex<Vec<(usize, Weak<State>)>> = Mutex::new(Vec::new());
+
+fn lock_of<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Run {
+    /// The run of this trainer that is under way, or a new one.
+    ///
+    /// # Errors
+    /// What Python raises.
+    pub fn of(trainer: &Bound<'_, PyAny>) -> PyResult<Self> {
+        part_at_forks(trainer.py())?;
+        let mut under_way = lock_of(&UNDER_WAY);
+        under_way.retain(|(_, run)| run.strong_count() > 0);
+        if let Some(state) = find(&under_way, trainer) {
+            return Ok(Self(state));
+        }
+        let state = Arc::new(State::default());
+        under_way.push((trainer.as_ptr() as usize, Arc::downgrade(&state)));
+        Ok(Self(state))
+    }
+
+    /// Cancels what is under way on this trainer; tells whether anything was.
+    pub fn cancel_on(trainer: &Bound<'_, PyAny>) -> bool {
+        let found = find(&lock_of(&UNDER_WAY), trainer);
+        found.is_some_and(|state| {
+            state.cancel.cancel();
+            true
+        })
+    }
+
+    #[must_use]
+    pub fn cancel(&self) -> &Cancel {
+        &self.0.cancel
+    }
+
+    /// # Errors
+    /// [`Error::Cancelled`].
+    pub fn check(&self) -> Result<(), Error> {
+        self.0.cancel.check()
+    }
+
+    /// Has the training folder, if it exists, for this run until its end, and brings what a killed run has left there to
+    /// a whole dataset.
+    ///
+    /// # Errors
+    /// [`Error::Unusable`] when another run has it; what the disk gives.
+    pub fn claim(&self, py: Python<'_>, training_folder: &Path, access: Access) -> PyResult<()> {
+        let is_claimed = lock_of(&self.0.folders)
+            .iter()
+            .any(|(folder, _)| folder == training_folder);
+        if is_claimed || !training_folder.is_dir() {
+            return Ok(());
+        }
+        let lock = match (FolderLock::take(training_folder, Access::Alone), access) {
+            (Ok(lock), _) => {
+                if !lock.is_shared() {
+                    interrupt::run_quietly(py, &self.0.cancel, |_| {
+                        dataset::recover(training_folder)
+                    })?;
+                    if access == Access::Reading {
+                        lock.let_others_read();
+                    }
+                }
+                lock
+            }
+            (Err(_), Access::Reading) => FolderLock::take(training_folder, access)?,
+            (Err(error), Access::Alone) => return Err(error.into()),
+        };
+        lock_of(&self.0.folders).push((training_folder.to_owned(), lock));
+        Ok(())
+    }
+
+    /// Does `what` in this folder, which another thread must not do with the same trainer meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::Unusable`] when one does.
+    pub fn alone(&self, what: &'static str, training_folder: &Path) -> Result<Alone, Error> {
+        let mut doing = lock_of(&self.0.doing);
+        let this = (what, training_folder.to_owned());
+        if doing.contains(&this) {
+            return Err(folder_lock::in_use(training_folder, " of this trainer"));
+        }
+        doing.push(this.clone());
+        Ok(Alone {
+            run: self.clone(),
+            this,
+        })
+    }
+
+    /// Notes what a step's command has said.
+    pub fn note(&self, step: String, heard: Heard) {
+        lock_of(&self.0.heard).insert(step, heard);
+    }
+
+    /// What the step's command has said, once; `None` when none has run, as `_run_cmd` may be replaced.
+    #[must_use]
+    pub fn heard(&self, step: &str) -> Option<Heard> {
+        lock_of(&self.0.heard).remove(step)
+    }
+}
+
+/// Until it is dropped.
+pub struct Alone {
+    run: Run,
+    this: (&'static str, PathBuf),
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        lock_of(&self.run.0.doing).retain(|doing| *doing != self.this);
+    }
+}
+
+fn find(under_way: &[(usize, Weak<State>)], trainer: &Bound<'_, PyAny>) -> Option<Arc<State>> {
+    let address = trainer.as_ptr() as usize;
+    under_way
+        .iter()
+        .filter(|(of, _)| *of == address)
+        .find_map(|(_, run)| run.upgrade())
+}
+
+/// A fork of this process has none of its runs, and must not keep their folders when this process is gone.
+fn part_at_forks(py: Python<'_>) -> PyResult<()> {
+    static DONE: PyOnceLock<()> = PyOnceLock::new();
+    DONE.get_or_try_init(py, || {
+        let keywords = pyo3::types::PyDict::new(py);
+        keywords.set_item("after_in_child", wrap_pyfunction!(leave_to_parent, py)?)?;
+        py.import("os")?
+            .call_method("register_at_fork", (), Some(&keywords))
+            .map(drop)
+    })
+    .copied()
+}
+
+#[pyfunction]
+fn leave_to_parent() {
+    folder_lock::leave_to_parent();
+    if let Ok(mut under_way) = UNDER_WAY.try_lock() {
+        under_way.clear();
+    }
+}
