@@ -129,6 +129,15 @@ pub fn prepare_with(
     Ok(())
 }
 
+/// Whether a run that was killed has left something to [`recover`] from.
+#[must_use]
+pub fn is_unfinished(training_folder: &Path) -> bool {
+    let layout = Layout::new(training_folder);
+    [layout.staging(), layout.ready(), layout.old()]
+        .iter()
+        .any(|folder| exists(&folder.0))
+}
+
 /// Brings a training folder whose last run was killed to the dataset that it was to have: the new one where that was
 /// complete, else the old one. The caller has locked it.
 ///

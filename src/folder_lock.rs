@@ -93,11 +93,31 @@ impl FolderLock {
         Arc::strong_count(&self.held) > 1
     }
 
-    /// Lets others train on what is there, too.
-    pub fn let_others_read(&self) {
-        if let Some(file) = lock_of(&self.held.file).as_ref() {
-            let _ = flock(file, FlockOperation::NonBlockingLockShared);
+    /// Changes what this run does with `folder`.
+    ///
+    /// # Errors
+    /// [`Error::Unusable`] when another run has it.
+    pub fn change(&self, folder: &Path, access: Access) -> Result<(), Error> {
+        match lock_of(&self.held.file).as_ref() {
+            Some(file) => lock(file, self.held.folder, folder, access),
+            None => Ok(()),
         }
+    }
+}
+
+fn lock(file: &File, key: (u64, u64), folder: &Path, access: Access) -> Result<(), Error> {
+    let operation = match access {
+        Access::Alone => FlockOperation::NonBlockingLockExclusive,
+        Access::Reading => FlockOperation::NonBlockingLockShared,
+    };
+    match flock(file, operation) {
+        Err(Errno::WOULDBLOCK) => {
+            let owner =
+                owner(key).map_or_else(String::new, |process| format!(" (process {process})"));
+            Err(in_use(folder, &owner))
+        }
+        // A file system without locks goes without.
+        _ => Ok(()),
     }
 }
 
@@ -173,7 +193,7 @@ mod tests {
         drop(reading);
         let writing = FolderLock::take(folder.path(), Access::Alone).unwrap();
         take_elsewhere(folder.path(), Access::Reading).unwrap_err();
-        writing.let_others_read();
+        writing.change(folder.path(), Access::Reading).unwrap();
         take_elsewhere(folder.path(), Access::Reading).unwrap();
     }
 

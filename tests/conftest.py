@@ -1,8 +1,9 @@
 """Fixtures: workspaces with a stand-in tuner and a loopback server, and the original to compare with."""
 
+import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -53,3 +54,30 @@ def workspace(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -
     for name in [name for name in sys.modules if name.partition(".")[0] == "accelerate"]:
         monkeypatch.delitem(sys.modules, name)
     return workspace
+
+
+class Reacts(logging.Handler):
+    """Does something when a certain line is logged."""
+
+    def __init__(self, line: str, reaction: Callable[[], object]) -> None:
+        super().__init__()
+        self.line = line
+        self.reaction = reaction
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.line in record.getMessage():
+            self.reaction()
+
+
+@pytest.fixture
+def reacts() -> Iterator[Callable[[str, Callable[[], object]], None]]:
+    handlers: list[logging.Handler] = []
+    logger = logging.getLogger("musubitraining")
+
+    def add(line: str, reaction: Callable[[], object]) -> None:
+        handlers.append(Reacts(line, reaction))
+        logger.addHandler(handlers[-1])
+
+    yield add
+    for handler in handlers:
+        logger.removeHandler(handler)

@@ -14,7 +14,6 @@ import sys
 import threading
 import typing
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -355,32 +354,6 @@ def test_this_process_keeps_its_environment_and_folder(workspace: Workspace) -> 
     before = dict(os.environ), Path.cwd(), list(sys.path)
     train(workspace)
     assert (dict(os.environ), Path.cwd(), list(sys.path)) == before
-
-
-class Reacts(logging.Handler):
-    """Does something when a certain line is logged."""
-
-    def __init__(self, line: str, reaction: Any) -> None:
-        super().__init__()
-        self.line = line
-        self.reaction = reaction
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if self.line in record.getMessage():
-            self.reaction()
-
-
-@pytest.fixture
-def reacts() -> Iterator[Any]:
-    handlers: list[logging.Handler] = []
-
-    def add(line: str, reaction: Any) -> None:
-        handlers.append(Reacts(line, reaction))
-        logger.addHandler(handlers[-1])
-
-    yield add
-    for handler in handlers:
-        logger.removeHandler(handler)
 
 
 @pytest.mark.parametrize("ending", ["\n", "\r", "\r\n"])

@@ -85,21 +85,12 @@ impl Run {
         if is_claimed || !training_folder.is_dir() {
             return Ok(());
         }
-        let lock = match (FolderLock::take(training_folder, Access::Alone), access) {
-            (Ok(lock), _) => {
-                if !lock.is_shared() {
-                    interrupt::run_quietly(py, &self.0.cancel, |_| {
-                        dataset::recover(training_folder)
-                    })?;
-                    if access == Access::Reading {
-                        lock.let_others_read();
-                    }
-                }
-                lock
-            }
-            (Err(_), Access::Reading) => FolderLock::take(training_folder, access)?,
-            (Err(error), Access::Alone) => return Err(error.into()),
-        };
+        let lock = FolderLock::take(training_folder, access)?;
+        if !lock.is_shared() && dataset::is_unfinished(training_folder) {
+            lock.change(training_folder, Access::Alone)?;
+            interrupt::run_quietly(py, &self.0.cancel, |_| dataset::recover(training_folder))?;
+            lock.change(training_folder, access)?;
+        }
         lock_of(&self.0.folders).push((training_folder.to_owned(), lock));
         Ok(())
     }

@@ -93,6 +93,11 @@ for action, *args in actions:
         if path:
             with open(path, "wb") as file:
                 file.write(args[0].encode("latin-1") if args else {content!r})
+    elif action == "write_at":
+        path, text = args
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as file:
+            file.write(text.encode("latin-1"))
     elif action == "await":
         deadline = time.monotonic() + 30
         while not os.path.exists(args[0]):
@@ -156,8 +161,8 @@ class StubTuner:
     """A stand-in for a clone. `actions` of a step (its script's file name) are what its program does, in order:
 
     `["say", text]` (latin-1), `["say_on_stderr", text]`, `["write"]` or `["write", text]` the step's output,
-    `["await", path]` until it exists, `["spawn", {"ignore": [signals], "setsid": bool, "daemon": bool}]` a process
-    that never ends, `["hang"]`, `["exit", code]`, `["signal", number]`.
+    `["write_at", path, text]`, `["await", path]` until it exists, `["hang"]`, `["exit", code]`, `["signal", number]`,
+    `["spawn", {"ignore": [signals], "setsid": bool, "daemon": bool}]` a process that never ends.
     """
 
     def __init__(self, root: Path, *, convert_by_flags: bool = True, version: str = "0.2.15") -> None:
