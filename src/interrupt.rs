@@ -13,8 +13,9 @@ use crate::task::{Cancel, Task};
 /// How often a waiting caller looks for signals; the promise is 100 ms.
 const SIGNAL_POLL: Duration = Duration::from_millis(50);
 
-/// Messages that may wait for Python before the worker has to: bounds memory when a logger is slow.
-const MESSAGES_WAITING: usize = 1024;
+/// Messages that may wait for Python before the worker has to: bounds memory when a logger is slow, as a line of output
+/// may have a mebibyte.
+const MESSAGES_WAITING: usize = 32;
 
 /// Runs `work` on a worker thread while the interpreter is free, hands every message to `on_message` on this thread,
 /// and returns what the work returns.

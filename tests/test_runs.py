@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from harness import server
-from harness.library import OURS, Bench, Workspace
+from harness.library import OURS, Bench, Run, Workspace
 from harness.scenario import Work
 from harness.tuner import CONVERT, LATENTS, TEXT, TRAIN, end, install_accelerate_program, is_running, wait_until
 from musubitraining import Cancelled
@@ -415,3 +415,159 @@ def test_what_proves_nothing_passes(bench: Bench) -> None:
 
     theirs, ours = bench.both(train_quietly, with_accelerate_on_path(arrange))
     assert ours.ok().result == theirs.ok().result
+
+
+# ---- lines ------------------------------------------------------------------------------------------------------
+
+
+def run_code(work: Work):
+    import re
+    import sys
+
+    def peak_kb():
+        with open("/proc/self/status") as status:
+            return int(re.search(r"VmHWM:\s+(\d+)", status.read()).group(1))
+
+    before = peak_kb() if sys.platform == "linux" else 0
+    work.trainer()._run_cmd("s", [sys.executable, "-c", work.extra["code"]], cwd=work.root)
+    return peak_kb() - before if sys.platform == "linux" else 0
+
+
+def said(bench: Bench, code: str) -> Run:
+    workspace = bench.workspace()
+    workspace.extra = {"code": code}
+    return workspace.run(OURS, run_code).ok()
+
+
+def test_no_line_of_many_is_lost_and_their_order_is_kept(bench: Bench) -> None:
+    run = said(bench, "for number in range(100_000): print(number)")
+    assert run.logged("[s] ", "INFO")[3:-1] == [f"[s] {number}" for number in range(100_000)]
+    assert run.result < 32 << 10
+
+
+def test_a_line_without_end_does_not_fill_the_memory(bench: Bench) -> None:
+    run = said(bench, "import sys\nfor _ in range(64): sys.stdout.write('x' * (1 << 20))")
+    pieces = [line.removeprefix("[s] ") for line in run.logged("[s] x")]
+    assert sum(len(piece) for piece in pieces) == 64 << 20
+    assert run.result < 64 << 10
+
+
+def test_bytes_that_are_no_text_are_replaced(bench: Bench) -> None:
+    run = said(
+        bench, r"import os; os.write(1, b'a\xff\xfe\xc3(\xe2\x82b\n'); os.write(2, bytes(range(128, 256)) + b'\n')"
+    )
+    lines = run.logged("[s] ", "INFO")[3:-1]
+    assert lines[0] == "[s] a\ufffd\ufffd\ufffd(\ufffdb"
+    assert len(lines) == 2
+    assert set(lines[1].removeprefix("[s] ")) == {"\ufffd"}
+
+
+def test_a_step_that_closes_its_output_is_heard_out(bench: Bench) -> None:
+    run = said(bench, "import os, time; os.write(1, b'up\\n'); os.close(1); os.close(2); time.sleep(0.3)")
+    assert run.logged("[s] ", "INFO")[3:-1] == ["[s] up"]
+    assert run.logged("[s] done")
+
+
+def test_a_step_that_closes_its_output_is_cancelled(workspace: Workspace, elsewhere: ThreadPoolExecutor) -> None:
+    closed = workspace.root / "closed"
+    code = f"import os, time; os.close(1); os.close(2); open({str(closed)!r}, 'w'); time.sleep(600)"
+    a_trainer = trainer(workspace)
+    running = elsewhere.submit(a_trainer._run_cmd, "s", [sys.executable, "-c", code], cwd=workspace.root)
+    assert wait_until(closed.exists, 30)
+    assert a_trainer.cancel()
+    with pytest.raises(Cancelled):
+        running.result(60)
+
+
+def test_nothing_is_read_from_the_hosts_stdin(workspace: Workspace, reacts: Any) -> None:
+    heard: list[bool] = []
+    reacts("[s] read ''", lambda: heard.append(True))
+    code = "import sys; print('read', repr(sys.stdin.read()))"
+    trainer(workspace)._run_cmd("s", [sys.executable, "-c", code], cwd=workspace.root)
+    assert heard == [True]
+
+
+# ---- the host's end ---------------------------------------------------------------------------------------------
+
+
+def becomes_another_program(work: Work):
+    import logging
+    import os
+
+    class Becomer(logging.Handler):
+        def emit(self, record):
+            if record.getMessage() == "[precache:latents] up":
+                os.execv("/bin/true", ["true"])
+
+    logging.getLogger("musubitraining").addHandler(Becomer())
+    with open(work.path("any.toml"), "w"):
+        work.trainer()._pre_cache(work.path("any.toml"))
+
+
+def aborts(work: Work):
+    import logging
+    import os
+    import resource
+
+    class Aborter(logging.Handler):
+        def emit(self, record):
+            if record.getMessage() == "[precache:latents] up":
+                os.abort()
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    logging.getLogger("musubitraining").addHandler(Aborter())
+    with open(work.path("any.toml"), "w"):
+        work.trainer()._pre_cache(work.path("any.toml"))
+
+
+def ends_in_a_thread(work: Work):
+    import logging
+    import os
+    import threading
+
+    class Ender(logging.Handler):
+        def emit(self, record):
+            if record.getMessage() == "[precache:latents] up":
+                threading.Thread(target=os._exit, args=(7,)).start()
+
+    logging.getLogger("musubitraining").addHandler(Ender())
+    with open(work.path("any.toml"), "w"):
+        work.trainer()._pre_cache(work.path("any.toml"))
+
+
+def leaves_it_to_a_daemon_thread(work: Work):
+    import logging
+    import threading
+
+    up = threading.Event()
+
+    class Teller(logging.Handler):
+        def emit(self, record):
+            if record.getMessage() == "[precache:latents] up":
+                up.set()
+
+    def run():
+        with open(work.path("any.toml"), "w"):
+            work.trainer()._pre_cache(work.path("any.toml"))
+
+    logging.getLogger("musubitraining").addHandler(Teller())
+    threading.Thread(target=run, daemon=True).start()
+    up.wait(30)
+
+
+@ON_LINUX_ALONE
+@pytest.mark.parametrize(
+    "run",
+    [becomes_another_program, aborts, ends_in_a_thread, leaves_it_to_a_daemon_thread],
+    ids=lambda run: run.__name__,
+)
+def test_however_the_host_ends_the_tree_ends(bench: Bench, run: Callable[[Work], Any]) -> None:
+    workspace = bench.workspace()
+    workspace.tuner.does(LATENTS, ["spawn", {"setsid": True}], ["spawn", {}], ["say", "up\n"], ["hang"])
+    running = workspace.start(OURS, run)
+    try:
+        pids = workspace.tuner.wait_for_pids(3)
+        running.process.wait(60)
+        assert wait_until(lambda: not any(is_running(pid) for pid in pids), 30)
+    finally:
+        end(workspace.tuner.pids())
