@@ -346,21 +346,20 @@ fn cache(
         return Ok(());
     };
     let log = Log::new(slf.py())?;
-    match heard.images() {
-        [] => {}
-        images if images.iter().all(|count| *count == 0) => {
-            return Err(caches::no_images(dataset_toml, &folders).into());
-        }
-        images if images.contains(&0) => log.warning((
+    let (datasets, empty) = (heard.datasets(), heard.empty_datasets());
+    if empty > 0 && empty == datasets {
+        return Err(caches::no_images(dataset_toml, &folders).into());
+    }
+    if empty > 0 {
+        log.warning((
             "[%s] %s",
             step,
             format!(
-                "a dataset of {} has no images, and nothing of it is trained: check its `image_directory` and \
-                 `caption_extension`",
+                "{empty} of {datasets} datasets in {} have no images, and nothing of them is trained: check their \
+                 `image_directory` and `caption_extension`",
                 dataset_toml.display()
             ),
-        ))?,
-        _ => {}
+        ))?;
     }
     for warning in before.complete(&folders, kind)? {
         log.warning(("[%s] %s", step, warning))?;

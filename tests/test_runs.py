@@ -367,7 +367,7 @@ def test_a_loss_that_recovers_is_a_warning(bench: Bench) -> None:
 def test_one_dataset_of_two_without_images_is_a_warning(bench: Bench) -> None:
     workspace = bench.workspace()
     workspace.tuner.does(LATENTS, ["say", "found 3 images\nfound 0 images\n"])
-    assert len(workspace.run(OURS, train_quietly).ok().logged("has no images", "WARNING")) == 1
+    assert len(workspace.run(OURS, train_quietly).ok().logged("1 of 2 datasets", "WARNING")) == 1
 
 
 def test_nothing_is_believed_of_a_command_alone(bench: Bench) -> None:
