@@ -7,7 +7,6 @@ mod image;
 mod proxy;
 #[cfg(test)]
 mod samples;
-mod space;
 mod tls;
 
 use std::collections::BTreeMap;
@@ -15,6 +14,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::disk::{self as space, remove};
 use crate::error::Error;
 use crate::task::{LogLine, Task};
 use archive::{Extraction, Limits, Photo, shown};
@@ -121,7 +121,7 @@ pub fn prepare_with(
     task.check()?;
     swap_in(&layout)?;
     // The new dataset stands; what the old one leaves behind is no reason to fail.
-    if let Err(error) = remove(&layout.old().0) {
+    if let Err(error) = clear(&layout) {
         task.warn(format!(
             "[dataset] the old dataset is replaced, but not all of it can be deleted: {error}"
         ))?;
@@ -145,13 +145,16 @@ pub fn is_unfinished(training_folder: &Path) -> bool {
 /// [`Error::Io`].
 pub fn recover(training_folder: &Path) -> Result<(), Error> {
     let layout = Layout::new(training_folder);
-    remove(&layout.staging().0)?;
     if exists(&layout.ready().0) {
         move_in(&layout)?;
-    } else {
-        // Killed while it was put back, or when all but the deletion was done.
-        put_back(&layout)?;
     }
+    clear(&layout)
+}
+
+/// Removes what lies beside a dataset that is in place. `ready` goes first: without it, the rest is known for rubbish.
+fn clear(layout: &Layout) -> Result<(), Error> {
+    remove(&layout.ready().0)?;
+    remove(&layout.staging().0)?;
     remove(&layout.old().0)
 }
 
@@ -160,10 +163,10 @@ struct Staging(Layout);
 
 impl Staging {
     fn create(layout: Layout) -> Result<Self, Error> {
-        fs::create_dir(&layout.0).map_err(Error::io("create", &layout.0))?;
+        fs::create_dir(&layout.0).map_err(space::failed("create", &layout.0))?;
         let staging = Self(layout);
         for folder in [staging.0.images(), staging.0.cache()] {
-            fs::create_dir(&folder).map_err(Error::io("create", &folder))?;
+            fs::create_dir(&folder).map_err(space::failed("create", &folder))?;
         }
         Ok(staging)
     }
@@ -205,7 +208,7 @@ fn build(
     ))?;
 
     let extracted = staging.0.join("extracted");
-    fs::create_dir(&extracted).map_err(Error::io("create", &extracted))?;
+    fs::create_dir(&extracted).map_err(space::failed("create", &extracted))?;
     let Extraction {
         photos,
         left_out,
@@ -405,7 +408,9 @@ fn swap_in(layout: &Layout) -> Result<(), Error> {
     move_in(layout)
 }
 
-/// Moves what `ready` (still) has to its place, after what is there in its stead.
+/// Moves what `ready` (still) has to its place, after what is there in its stead; all of it back when that fails. At
+/// no time do a part of the old dataset and one of the new are in place together, and as long as `ready` is there,
+/// any later run can finish.
 fn move_in(layout: &Layout) -> Result<(), Error> {
     let ready = layout
         .ready()
@@ -414,24 +419,35 @@ fn move_in(layout: &Layout) -> Result<(), Error> {
         .zip(layout.parts())
         .zip(layout.old().parts());
     let waiting: Vec<_> = ready.filter(|((new, _), _)| exists(new)).collect();
-    let aside = waiting
-        .iter()
-        .try_for_each(|((_, part), aside)| set_aside(part, aside));
-    if let Err(error) = aside {
-        if waiting.len() == layout.parts().len() {
-            // Nothing of the new dataset is in place yet (a mount point or another user's folder is in its way): back
-            // out, all of it by one rename. An error in that is the smaller trouble; the next run tries again.
-            let _ = put_back(layout)
-                .and_then(|()| rename(&layout.ready().0, &layout.staging().0))
-                .and_then(|()| remove(&layout.staging().0))
-                .map(|()| fs::remove_dir(&layout.old().0));
-        }
-        return Err(error);
-    }
     waiting
         .iter()
-        .try_for_each(|((new, part), _)| rename(new, part))?;
-    remove(&layout.ready().0)
+        .try_for_each(|((_, part), aside)| set_aside(part, aside))
+        .and_then(|()| {
+            waiting
+                .iter()
+                .try_for_each(|((new, part), _)| rename(new, part))
+        })
+        .inspect_err(|_| {
+            // A mount point or another user's folder is in the way. An error in going back is the smaller trouble:
+            // the next run tries again.
+            let _ = move_out(layout);
+        })
+}
+
+/// Undoes [`move_in`], however far it came.
+fn move_out(layout: &Layout) -> Result<(), Error> {
+    for (new, part) in layout.ready().parts().iter().zip(layout.parts()) {
+        if exists(&part) && !exists(new) {
+            rename(&part, new)?;
+        }
+    }
+    for (part, aside) in layout.parts().iter().zip(layout.old().parts()) {
+        if exists(&aside) {
+            rename(&aside, part)?;
+        }
+    }
+    rename(&layout.ready().0, &layout.staging().0)?;
+    clear(layout)
 }
 
 /// Moves a part of the old dataset out of the way. A link is moved itself, not what it points to.
@@ -440,20 +456,11 @@ fn set_aside(part: &Path, aside: &Path) -> Result<(), Error> {
         return Ok(());
     }
     if let Some(folder) = aside.parent() {
-        fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+        fs::create_dir_all(folder).map_err(space::failed("create", folder))?;
     }
     // Of a run that was killed, while `part` has been put there since.
     remove(aside)?;
     rename(part, aside)
-}
-
-fn put_back(layout: &Layout) -> Result<(), Error> {
-    for (part, aside) in layout.parts().iter().zip(layout.old().parts()) {
-        if exists(&aside) && !exists(part) {
-            rename(&aside, part)?;
-        }
-    }
-    Ok(())
 }
 
 /// Whether the name is taken, be it by a link that leads nowhere.
@@ -471,21 +478,6 @@ fn rename(from: &Path, to: &Path) -> Result<(), Error> {
         };
         Error::io("move", from)(error)
     })
-}
-
-/// Removes a file, a link (not what it points to) or a folder with all in it; it may be absent.
-fn remove(path: &Path) -> Result<(), Error> {
-    let result = match path.symlink_metadata() {
-        Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
-        Ok(_) => fs::remove_file(path),
-        Err(error) => Err(error),
-    };
-    match result {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(Error::io("remove", path)(error))
-        }
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]
@@ -670,10 +662,10 @@ mod tests {
     #[test]
     fn a_swap_that_cannot_begin_is_undone() {
         let folder = used_folder();
+        let before = tree(folder.path());
         let layout = Layout::new(folder.path());
         // In the way of the folder that the old dataset would be moved to.
         fs::write(layout.old().0, "").unwrap();
-        let before = tree(folder.path());
         let staging = Staging::create(layout.staging()).unwrap();
         fs::write(staging.0.dataset_toml(), "new").unwrap();
         swap_in(&layout).unwrap_err();
@@ -816,56 +808,61 @@ mod tests {
     }
 
     /// Every state that a run killed in the swap can leave, made by stopping the swap's renames one by one.
-    #[test]
-    fn a_swap_that_was_killed_is_finished_or_undone() {
-        let parts = 3;
-        for moved_aside in 0..=parts {
-            for moved_in in 0..=if moved_aside == parts { parts } else { 0 } {
-                let folder = used_folder();
-                let layout = Layout::new(folder.path());
-                let ready = layout.ready();
-                fs::create_dir(&ready.0).unwrap();
-                fs::create_dir(ready.images()).unwrap();
-                fs::create_dir(ready.cache()).unwrap();
-                fs::write(ready.images().join("new.jpg"), "new").unwrap();
-                fs::write(ready.images().join("new.txt"), "new").unwrap();
-                fs::write(ready.dataset_toml(), "new").unwrap();
-                for (part, aside) in layout
-                    .parts()
-                    .iter()
-                    .zip(layout.old().parts())
-                    .take(moved_aside)
-                {
-                    set_aside(part, &aside).unwrap();
-                }
-                for (new, part) in ready.parts().iter().zip(layout.parts()).take(moved_in) {
-                    rename(new, &part).unwrap();
-                }
-                recover(folder.path()).unwrap();
-                assert_eq!(
-                    names(folder.path()),
-                    NEW,
-                    "{moved_aside} aside, {moved_in} in"
-                );
-                assert_eq!(fs::read(layout.dataset_toml()).unwrap(), b"new");
-            }
-        }
-        // Killed while the old dataset was put back, and while it was deleted.
-        for moved_aside in 0..=parts {
+    fn stopped_swaps() -> impl Iterator<Item = (tempfile::TempDir, String)> {
+        let states = [(0, 0), (1, 0), (2, 0), (3, 0), (3, 1), (3, 2), (3, 3)].into_iter();
+        states.map(|(moved_aside, moved_in)| {
             let folder = used_folder();
-            let before = tree(folder.path());
             let layout = Layout::new(folder.path());
-            for (part, aside) in layout
-                .parts()
-                .iter()
-                .zip(layout.old().parts())
-                .take(moved_aside)
-            {
-                set_aside(part, &aside).unwrap();
+            let ready = layout.ready();
+            fs::create_dir(&ready.0).unwrap();
+            fs::create_dir(ready.images()).unwrap();
+            fs::create_dir(ready.cache()).unwrap();
+            fs::write(ready.images().join("new.jpg"), "new").unwrap();
+            fs::write(ready.images().join("new.txt"), "new").unwrap();
+            fs::write(ready.dataset_toml(), "new").unwrap();
+            let aside = layout.parts().into_iter().zip(layout.old().parts());
+            for (part, aside) in aside.take(moved_aside) {
+                set_aside(&part, &aside).unwrap();
             }
-            fs::create_dir_all(layout.staging().images()).unwrap();
+            for (new, part) in ready.parts().iter().zip(layout.parts()).take(moved_in) {
+                rename(new, &part).unwrap();
+            }
+            (folder, format!("{moved_aside} aside, {moved_in} in"))
+        })
+    }
+
+    #[test]
+    fn a_swap_that_was_killed_is_finished() {
+        for (folder, state) in stopped_swaps() {
             recover(folder.path()).unwrap();
-            assert_eq!(tree(folder.path()), before, "{moved_aside} aside");
+            assert_eq!(names(folder.path()), NEW, "{state}");
+            let toml = Layout::new(folder.path()).dataset_toml();
+            assert_eq!(fs::read(toml).unwrap(), b"new", "{state}");
         }
+    }
+
+    #[test]
+    fn a_swap_that_fails_is_undone() {
+        let before = tree(used_folder().path());
+        for (folder, state) in stopped_swaps() {
+            move_out(&Layout::new(folder.path())).unwrap();
+            assert_eq!(tree(folder.path()), before, "{state}");
+        }
+    }
+
+    #[test]
+    fn what_is_left_of_an_old_dataset_does_not_come_back() {
+        let folder = used_folder();
+        let layout = Layout::new(folder.path());
+        fs::create_dir_all(layout.old().cache()).unwrap();
+        fs::write(layout.old().cache().join("older"), "").unwrap();
+        fs::remove_dir_all(layout.cache()).unwrap();
+        let before = tree(folder.path());
+        recover(folder.path()).unwrap();
+        let is_of_the_dataset = |(name, _): &(String, _)| !name.starts_with(".dataset-old/");
+        assert_eq!(
+            tree(folder.path()),
+            before.into_iter().filter(is_of_the_dataset).collect()
+        );
     }
 }
