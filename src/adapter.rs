@@ -11,6 +11,7 @@ use std::path::Path;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, Metadata, TensorView, View};
 
+use crate::disk;
 use crate::error::Error;
 
 /// Musubi Tuner's own prefix of module names.
@@ -33,14 +34,14 @@ pub fn is_in_diffusers_naming(metadata: &Metadata) -> bool {
 /// [`Error::Io`] when a file cannot be read or written, [`Error::Unusable`] when the source is no safetensors file.
 pub fn rename(source: &Path, destination: &Path) -> Result<usize, Error> {
     let bytes = fs::read(source).map_err(Error::io("read", source))?;
-    let unreadable = |error| {
+    let failed = |error| {
         Error::Unusable(format!(
-            "cannot read the adapter {}: {error}",
+            "cannot rename the adapter {}: {error}",
             source.display()
         ))
     };
-    let tensors = SafeTensors::deserialize(&bytes).map_err(unreadable)?;
-    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(unreadable)?;
+    let tensors = SafeTensors::deserialize(&bytes).map_err(failed)?;
+    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(failed)?;
 
     let mut renamed: BTreeMap<String, Tensor> = BTreeMap::new();
     let mut left_out = 0;
@@ -59,16 +60,27 @@ pub fn rename(source: &Path, destination: &Path) -> Result<usize, Error> {
         }
         renamed.insert(name, Tensor::Stored(tensor));
     }
-    let part = destination.with_extension("part");
-    safetensors::serialize_to_file(renamed, header.metadata().clone(), &part).map_err(|error| {
-        let _ = fs::remove_file(&part);
-        Error::Unusable(format!(
-            "cannot write the renamed adapter {}: {error}",
-            part.display()
-        ))
-    })?;
-    fs::rename(&part, destination).map_err(Error::io("rename into place", destination))?;
+    let whole = safetensors::serialize(renamed, header.metadata().clone()).map_err(failed)?;
+    write(&whole, destination)?;
     Ok(left_out)
+}
+
+/// In place of what is there, in one step. A run that is killed meanwhile leaves a part under the one name that the
+/// next run writes to.
+fn write(whole: &[u8], destination: &Path) -> Result<(), Error> {
+    let part = destination.with_extension("part");
+    disk::remove(&part)?;
+    if let Some(folder) = destination.parent() {
+        disk::require(folder, whole.len() as u64, "the renamed adapter")?;
+    }
+    fs::write(&part, whole)
+        .map_err(disk::write_failed(&part))
+        .and_then(|()| {
+            fs::rename(&part, destination).map_err(Error::io("rename into place", destination))
+        })
+        .inspect_err(|_| {
+            let _ = disk::remove(&part);
+        })
 }
 
 /// `layers.0.attention.to_q.lora_A.weight` of a name in diffusers naming.
