@@ -72,7 +72,8 @@ impl Layout {
         Self(self.0.join(".dataset-old"))
     }
 
-    /// What a dataset is made of.
+    /// What a dataset is made of, in the order in which it is put in place and against which it is taken away: whoever
+    /// finds `dataset.toml` finds the rest.
     fn parts(&self) -> [PathBuf; 3] {
         [self.cache(), self.images(), self.dataset_toml()]
     }
@@ -421,6 +422,7 @@ fn move_in(layout: &Layout) -> Result<(), Error> {
     let waiting: Vec<_> = ready.filter(|((new, _), _)| exists(new)).collect();
     waiting
         .iter()
+        .rev()
         .try_for_each(|((_, part), aside)| set_aside(part, aside))
         .and_then(|()| {
             waiting
@@ -436,9 +438,9 @@ fn move_in(layout: &Layout) -> Result<(), Error> {
 
 /// Undoes [`move_in`], however far it came.
 fn move_out(layout: &Layout) -> Result<(), Error> {
-    for (new, part) in layout.ready().parts().iter().zip(layout.parts()) {
-        if exists(&part) && !exists(new) {
-            rename(&part, new)?;
+    for (new, part) in layout.ready().parts().iter().zip(&layout.parts()).rev() {
+        if exists(part) && !exists(new) {
+            rename(part, new)?;
         }
     }
     for (part, aside) in layout.parts().iter().zip(layout.old().parts()) {
@@ -821,7 +823,7 @@ mod tests {
             fs::write(ready.images().join("new.txt"), "new").unwrap();
             fs::write(ready.dataset_toml(), "new").unwrap();
             let aside = layout.parts().into_iter().zip(layout.old().parts());
-            for (part, aside) in aside.take(moved_aside) {
+            for (part, aside) in aside.rev().take(moved_aside) {
                 set_aside(&part, &aside).unwrap();
             }
             for (new, part) in ready.parts().iter().zip(layout.parts()).take(moved_in) {

@@ -66,7 +66,9 @@ def dataset_of(found: Tree) -> Tree:
 
 
 def is_of_one(found: Tree, *datasets: Tree) -> bool:
-    """Whether every part is there whole or not at all, and all of one dataset."""
+    """Whether every part is there whole or not at all, and all of one dataset; where its TOML is, all of it."""
+    if "dataset.toml" in found:
+        return dataset_of(found) in datasets
     return any(all(part_of(found, part) in ({}, part_of(one, part)) for part in PARTS) for one in datasets)
 
 
