@@ -146,7 +146,7 @@ pub fn is_unfinished(training_folder: &Path) -> bool {
 /// [`Error::Io`].
 pub fn recover(training_folder: &Path) -> Result<(), Error> {
     let layout = Layout::new(training_folder);
-    if exists(&layout.ready().0) {
+    if exists(&layout.ready().0)? {
         move_in(&layout)?;
     }
     clear(&layout)
@@ -413,38 +413,39 @@ fn swap_in(layout: &Layout) -> Result<(), Error> {
 /// no time do a part of the old dataset and one of the new are in place together, and as long as `ready` is there,
 /// any later run can finish.
 fn move_in(layout: &Layout) -> Result<(), Error> {
-    let ready = layout
-        .ready()
-        .parts()
-        .into_iter()
-        .zip(layout.parts())
-        .zip(layout.old().parts());
-    let waiting: Vec<_> = ready.filter(|((new, _), _)| exists(new)).collect();
-    waiting
-        .iter()
-        .rev()
-        .try_for_each(|((_, part), aside)| set_aside(part, aside))
-        .and_then(|()| {
-            waiting
-                .iter()
-                .try_for_each(|((new, part), _)| rename(new, part))
-        })
-        .inspect_err(|_| {
-            // A mount point or another user's folder is in the way. An error in going back is the smaller trouble:
-            // the next run tries again.
-            let _ = move_out(layout);
-        })
+    take_places(layout).inspect_err(|_| {
+        // A mount point or another user's folder is in the way. An error in going back is the smaller trouble: the
+        // next run tries again.
+        let _ = move_out(layout);
+    })
 }
 
-/// Undoes [`move_in`], however far it came.
+fn take_places(layout: &Layout) -> Result<(), Error> {
+    let (ready, places) = (layout.ready().parts(), layout.parts());
+    let mut waiting = Vec::new();
+    for ((new, part), aside) in ready.iter().zip(&places).zip(layout.old().parts()) {
+        if exists(new)? {
+            waiting.push((new, part, aside));
+        }
+    }
+    for (_, part, aside) in waiting.iter().rev() {
+        set_aside(part, aside)?;
+    }
+    for (new, part, _) in waiting {
+        rename(new, part)?;
+    }
+    Ok(())
+}
+
+/// Undoes [`take_places`], however far it came.
 fn move_out(layout: &Layout) -> Result<(), Error> {
     for (new, part) in layout.ready().parts().iter().zip(&layout.parts()).rev() {
-        if exists(part) && !exists(new) {
+        if exists(part)? && !exists(new)? {
             rename(part, new)?;
         }
     }
     for (part, aside) in layout.parts().iter().zip(layout.old().parts()) {
-        if exists(&aside) {
+        if exists(&aside)? {
             rename(&aside, part)?;
         }
     }
@@ -454,20 +455,32 @@ fn move_out(layout: &Layout) -> Result<(), Error> {
 
 /// Moves a part of the old dataset out of the way. A link is moved itself, not what it points to.
 fn set_aside(part: &Path, aside: &Path) -> Result<(), Error> {
-    if !exists(part) {
+    if !exists(part)? {
         return Ok(());
     }
     if let Some(folder) = aside.parent() {
-        fs::create_dir_all(folder).map_err(space::failed("create", folder))?;
+        match fs::create_dir(folder) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(space::failed("create", folder)(error));
+            }
+            _ => {}
+        }
     }
     // Of a run that was killed, while `part` has been put there since.
     remove(aside)?;
     rename(part, aside)
 }
 
-/// Whether the name is taken, be it by a link that leads nowhere.
-fn exists(path: &Path) -> bool {
-    path.symlink_metadata().is_ok()
+/// Whether the name is taken, be it by a link that leads nowhere. Not to be able to tell is an error: what is taken for
+/// absent gets lost.
+fn exists(path: &Path) -> Result<bool, Error> {
+    match path.symlink_metadata() {
+        Ok(_) => Ok(true),
+        Err(error) => match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Ok(false),
+            _ => Err(Error::io("look at", path)(error)),
+        },
+    }
 }
 
 fn rename(from: &Path, to: &Path) -> Result<(), Error> {

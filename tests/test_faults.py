@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from harness import faults, server
-from harness.faults import CUT, FAIL, FAIL_FROM_HERE_ON, KILL, NO_FAULT, Fault, Hosts, Job, Outcome
+from harness.faults import CUT, FAIL, FAIL_FROM_HERE_ON, FAIL_TO_LOOK, KILL, NO_FAULT, Fault, Hosts, Job, Outcome
 from harness.library import OURS, Bench, Library, Workspace
 from harness.photos import Entry, jpeg, make_zip
 from harness.scenario import Work
@@ -88,7 +88,7 @@ def partly_removed(training: Path) -> None:
 
 def large(training: Path) -> None:
     old_dataset(training)
-    for number in range(12):
+    for number in range(5):
         (training / f"images/{number}.jpg").write_bytes(b"old")
 
 
@@ -217,7 +217,7 @@ def test_a_host_killed_at_any_step_leaves_the_old_dataset_or_the_new_one(ours: F
     ours.hosts.each(check, ends)
 
 
-def test_so_does_one_that_is_killed_while_it_recovers(ours: Faults) -> None:
+def test_so_does_one_that_is_killed_or_errs_while_it_recovers(ours: Faults) -> None:
     """From every state of the folders that a killed run leaves."""
     old: Tree = {}
     states: dict[frozenset[str], Path] = {}
@@ -229,14 +229,20 @@ def test_so_does_one_that_is_killed_while_it_recovers(ours: Faults) -> None:
         states.setdefault(frozenset(name for name in names if not name.startswith(".dataset-new/")), place)
     ends = []
     for place in states.values():
-        steps = ours.prepare(ours.copy(place), url=ours.missing_url).steps
-        recovered = next(number for number, step in enumerate(steps, 1) if step.startswith("mkdir"))
-        ends += [(place, Fault(KILL, number)) for number in range(1, recovered + 1)]
+        for kind, call, first_thing_after in (
+            (KILL, "", "mkdir"),
+            (FAIL, "", "mkdir"),
+            (FAIL_TO_LOOK, "statx", "images.zip"),
+        ):
+            steps = ours.prepare(ours.copy(place), Fault(kind, 0), ours.missing_url).steps
+            recovered = next(number for number, step in enumerate(steps, 1) if first_thing_after in step)
+            numbers = (number for number, step in enumerate(steps[:recovered], 1) if step.startswith(call))
+            ends += [(place, Fault(kind, number, errno.EIO)) for number in numbers]
 
     def check(place_and_end: tuple[Path, Fault]) -> None:
         place, end = place_and_end
         place = ours.copy(place)
-        assert ours.prepare(place, end, ours.missing_url).was_killed
+        assert ours.prepare(place, end, ours.missing_url).was_killed == (end.kind == KILL)
         assert is_of_one(tree(place / "training"), old, NEW)
         ours.check_a_run_that_fails(place, old, NEW)
         shutil.rmtree(place)
@@ -268,6 +274,23 @@ def test_a_disk_that_refuses_any_step_leaves_the_old_dataset_or_the_new_one(ours
     ours.hosts.each(check, numbers)
 
 
+def test_so_does_one_that_refuses_any_look_at_what_is_there(ours: Faults) -> None:
+    place = ours.place()
+    looks = ours.prepare(place, Fault(FAIL_TO_LOOK, 0)).ok().steps
+
+    def check(number: int) -> None:
+        place = ours.place()
+        old = dataset_of(tree(place / "training"))
+        outcome = ours.prepare(place, Fault(FAIL_TO_LOOK, number, errno.EIO))
+        # A zip that cannot be read is a bad one, too.
+        assert outcome.error is None or "Input/output error" in outcome.error["message"]
+        assert dataset_of(tree(place / "training")) == (old if outcome.error else NEW)
+        ours.check_a_run_that_fails(place, old, NEW)
+        shutil.rmtree(place)
+
+    ours.hosts.each(check, range(1, len(looks) + 1))
+
+
 def test_so_does_one_that_refuses_all_from_any_step_on(ours: Faults) -> None:
     def check(number: int) -> None:
         place = ours.place()
@@ -275,7 +298,8 @@ def test_so_does_one_that_refuses_all_from_any_step_on(ours: Faults) -> None:
         outcome = ours.prepare(place, Fault(FAIL_FROM_HERE_ON, number, errno.EIO))
         assert outcome.error is None or outcome.error["errno"] == errno.EIO
         assert is_of_one(tree(place / "training"), old, NEW)
-        ours.check_next_runs(place, old, NEW)
+        ours.check_a_run_that_fails(place, old, NEW)
+        shutil.rmtree(place)
 
     ours.hosts.each(check, range(1, len(ours.steps()) + 1))
 

@@ -5,6 +5,7 @@
  * Python ask for all their work on files there.
  */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -21,7 +22,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { KILL, CUT, FAIL, FAIL_ON };
+enum { KILL, CUT, FAIL, FAIL_ON, FAIL_LOOK };
 
 static char folder[PATH_MAX];
 static int notes = -1, kind, number;
@@ -29,7 +30,7 @@ static long at, calls;
 
 /* Every call is noted in the file `notes_path`, a line each. The call number `at`, counted from 1, is struck:
  * kind 0: the process is killed before it; 1: in the middle of it, if it is a write, with half of the bytes written;
- * 2: it fails with `error`; 3: so do all after it. */
+ * 2: it fails with `error`; 3: so do all after it. With kind 4, what only looks is counted instead, and fails. */
 void faults_arm(const char *folder_path, const char *notes_path, int how, long call, int error) {
     snprintf(folder, sizeof folder, "%s/", folder_path);
     kind = how, at = call, number = error, calls = 0;
@@ -63,7 +64,8 @@ static int is_below(int parent, const char *path) {
 }
 
 /* Counts and notes a call; true when it is to fail. */
-static int strikes(const char *call, const char *path) {
+static int strikes(int looks, const char *call, const char *path) {
+    if (looks != (kind == FAIL_LOOK)) return 0;
     int error = errno;
     long now = __atomic_add_fetch(&calls, 1, __ATOMIC_SEQ_CST);
     char line[2 * PATH_MAX];
@@ -71,7 +73,7 @@ static int strikes(const char *call, const char *path) {
     syscall(SYS_write, notes, line, length);
     errno = error;
     if (kind == KILL && now == at) die();
-    if ((kind == FAIL && now == at) || (kind == FAIL_ON && now >= at)) {
+    if (now == at ? kind != CUT : kind == FAIL_ON && now > at) {
         errno = number;
         return 1;
     }
@@ -84,11 +86,17 @@ static int cuts(void) { return kind == CUT && __atomic_load_n(&calls, __ATOMIC_S
     static __typeof__(&name) real; \
     if (!real) real = (__typeof__(&name))dlsym(RTLD_NEXT, #name)
 
-#define CHANGES(type, name, parameters, parent, path, arguments) \
+#define CALLS(looks, type, failed, name, parameters, parent, path, arguments) \
     type name parameters { \
         REAL(name); \
-        return is_below(parent, path) && strikes(#name, path) ? -1 : real arguments; \
+        return is_below(parent, path) && strikes(looks, #name, path) ? failed : real arguments; \
     }
+
+#define CHANGES(type, name, parameters, parent, path, arguments) \
+    CALLS(0, type, -1, name, parameters, parent, path, arguments)
+
+#define LOOKS(type, name, parameters, parent, path, arguments) \
+    CALLS(1, type, -1, name, parameters, parent, path, arguments)
 
 #define OPENS(name, parameters, parent, arguments) \
     int name parameters { \
@@ -100,15 +108,15 @@ static int cuts(void) { return kind == CUT && __atomic_load_n(&calls, __ATOMIC_S
             mode = va_arg(rest, mode_t); \
             va_end(rest); \
         } \
-        int changes = flags & (O_CREAT | O_TRUNC | O_WRONLY | O_RDWR); \
-        return changes && is_below(parent, path) && strikes(#name, path) ? -1 : real arguments; \
+        int looks = !(flags & (O_CREAT | O_TRUNC | O_WRONLY | O_RDWR)); \
+        return is_below(parent, path) && strikes(looks, #name, path) ? -1 : real arguments; \
     }
 
 #define WRITES(name, parameters, whole, half) \
     ssize_t name parameters { \
         REAL(name); \
         if (is_below(file, NULL)) { \
-            if (strikes(#name, NULL)) return -1; \
+            if (strikes(0, #name, NULL)) return -1; \
             if (cuts()) { \
                 real half; \
                 die(); \
@@ -172,3 +180,16 @@ CHANGES(int, fchmodat, (int parent, const char *path, mode_t mode, int flags), p
 CHANGES(int, futimens, (int file, const struct timespec times[2]), file, NULL, (file, times))
 CHANGES(int, utimensat, (int parent, const char *path, const struct timespec times[2], int flags), parent, path,
         (parent, path, times, flags))
+
+LOOKS(int, statx, (int parent, const char *restrict path, int flags, unsigned mask, struct statx *restrict found),
+      parent, path, (parent, path, flags, mask, found))
+LOOKS(int, stat64, (const char *restrict path, struct stat64 *restrict found), AT_FDCWD, path, (path, found))
+LOOKS(int, lstat64, (const char *restrict path, struct stat64 *restrict found), AT_FDCWD, path, (path, found))
+LOOKS(int, fstat64, (int file, struct stat64 *found), file, NULL, (file, found))
+LOOKS(int, fstatat64, (int parent, const char *restrict path, struct stat64 *restrict found, int flags), parent, path,
+      (parent, path, found, flags))
+LOOKS(ssize_t, read, (int file, void *data, size_t size), file, NULL, (file, data, size))
+LOOKS(ssize_t, pread64, (int file, void *data, size_t size, off64_t where), file, NULL, (file, data, size, where))
+CALLS(1, DIR *, NULL, opendir, (const char *path), AT_FDCWD, path, (path))
+CALLS(1, DIR *, NULL, fdopendir, (int folder_file), folder_file, NULL, (folder_file))
+CALLS(1, struct dirent64 *, NULL, readdir64, (DIR *entries), dirfd(entries), NULL, (entries))

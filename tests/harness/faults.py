@@ -17,7 +17,7 @@ from harness import faults_host
 from harness.library import Library, Workspace
 from harness.server import Server
 
-KILL, CUT, FAIL, FAIL_FROM_HERE_ON = range(4)
+KILL, CUT, FAIL, FAIL_FROM_HERE_ON, FAIL_TO_LOOK = range(5)
 
 T = TypeVar("T")
 
