@@ -5,9 +5,12 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use rustix::fs::{FlockOperation, flock};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, Metadata, TensorView, View};
 
@@ -66,21 +69,45 @@ pub fn rename(source: &Path, destination: &Path) -> Result<usize, Error> {
 }
 
 /// In place of what is there, in one step. A run that is killed meanwhile leaves a part under the one name that the
-/// next run writes to.
+/// next run writes to; runs that train side by side take turns.
 fn write(whole: &[u8], destination: &Path) -> Result<(), Error> {
     let part = destination.with_extension("part");
-    disk::remove(&part)?;
-    if let Some(folder) = destination.parent() {
-        disk::require(folder, whole.len() as u64, "the renamed adapter")?;
+    let mut file = open_alone(&part)?;
+    let mut written = || -> Result<(), Error> {
+        file.set_len(0).map_err(Error::io("write", &part))?;
+        disk::require(&part, whole.len() as u64, "the renamed adapter")?;
+        file.write_all(whole).map_err(disk::write_failed(&part))?;
+        fs::rename(&part, destination).map_err(Error::io("rename into place", destination))
+    };
+    written().inspect_err(|_| {
+        let _ = disk::remove(&part);
+    })
+}
+
+/// Opens the file at `part`, once no other run writes to it.
+fn open_alone(part: &Path) -> Result<File, Error> {
+    let failed = disk::failed("write", part);
+    loop {
+        if part.symlink_metadata().is_ok_and(|found| !found.is_file()) {
+            disk::remove(part)?;
+        }
+        let file = File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(part)
+            .map_err(&failed)?;
+        // A file system without locks goes without.
+        let _ = flock(&file, FlockOperation::LockExclusive);
+        let locked = file.metadata().map_err(&failed)?;
+        // Whoever had it before has renamed it into place, or removed it.
+        if part
+            .symlink_metadata()
+            .is_ok_and(|there| (there.dev(), there.ino()) == (locked.dev(), locked.ino()))
+        {
+            return Ok(file);
+        }
     }
-    fs::write(&part, whole)
-        .map_err(disk::write_failed(&part))
-        .and_then(|()| {
-            fs::rename(&part, destination).map_err(Error::io("rename into place", destination))
-        })
-        .inspect_err(|_| {
-            let _ = disk::remove(&part);
-        })
 }
 
 /// `layers.0.attention.to_q.lora_A.weight` of a name in diffusers naming.
@@ -227,5 +254,23 @@ mod tests {
             2,
             "nothing else is left behind"
         );
+    }
+
+    #[test]
+    fn runs_side_by_side_each_find_a_whole_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let destination = folder.path().join("renamed.safetensors");
+        let whole = vec![1; 1 << 20];
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..20 {
+                        write(&whole, &destination).unwrap();
+                        assert!(fs::read(&destination).unwrap() == whole);
+                    }
+                });
+            }
+        });
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 }

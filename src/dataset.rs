@@ -131,12 +131,18 @@ pub fn prepare_with(
 }
 
 /// Whether a run that was killed has left something to [`recover`] from.
-#[must_use]
-pub fn is_unfinished(training_folder: &Path) -> bool {
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn is_unfinished(training_folder: &Path) -> Result<bool, Error> {
     let layout = Layout::new(training_folder);
-    [layout.staging(), layout.ready(), layout.old()]
-        .iter()
-        .any(|folder| exists(&folder.0))
+    let left = [layout.staging(), layout.ready(), layout.old()];
+    for folder in left {
+        if exists(&folder.0)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Brings a training folder whose last run was killed to the dataset that it was to have: the new one where that was

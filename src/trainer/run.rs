@@ -86,7 +86,7 @@ impl Run {
             return Ok(());
         }
         let lock = FolderLock::take(training_folder, access)?;
-        if !lock.is_shared() && dataset::is_unfinished(training_folder) {
+        if !lock.is_shared() && dataset::is_unfinished(training_folder)? {
             lock.change(training_folder, Access::Alone)?;
             interrupt::run_quietly(py, &self.0.cancel, |_| dataset::recover(training_folder))?;
             lock.change(training_folder, access)?;
