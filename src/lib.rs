@@ -7,6 +7,8 @@ mod config;
 mod dataset;
 mod disk;
 mod error;
+#[allow(dead_code, reason = "the run takes it up next")]
+mod failure;
 mod folder_lock;
 mod gpu;
 mod interpreter;
