@@ -21,10 +21,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from io import BytesIO
 from pathlib import Path
 
 from compare import release
 from musubitraining.main import Models, MusubiTraining
+from PIL import Image
 from train import DATASET
 
 HERE = Path(__file__).resolve().parent
@@ -176,6 +178,17 @@ def hide(module: str) -> Prepare:
     return prepare
 
 
+def cut_photo(kind: str) -> Prepare:
+    """Puts half of a photo of another format in a photo's place."""
+
+    def prepare(place: Place) -> None:
+        photo = BytesIO()
+        Image.open(place.run / PHOTO).save(photo, kind)
+        (place.run / PHOTO).write_bytes(photo.getvalue()[: len(photo.getvalue()) // 2])
+
+    return prepare
+
+
 def empty_text_caches(place: Place) -> None:
     """Leave no byte in the caches of the captions."""
     for cache in (place.run / "cache").glob("*_te.safetensors"):
@@ -195,6 +208,11 @@ def clear(folder: str) -> Prepare:
         (place.run / folder).mkdir()
 
     return prepare
+
+
+def cuda_folder() -> str:
+    """Where this environment has a library that torch is linked to."""
+    return str(next(Path(sys.prefix).glob("lib/python*/site-packages/nvidia/cufft/lib")))
 
 
 def void(_: object) -> None:
@@ -230,7 +248,7 @@ def small_cgroup(limit_mib: int) -> Iterator[list[str]]:
 
 
 JOIN_CGROUP = "echo $$ > /sys/fs/cgroup/memory/musubitraining-provoke/cgroup.procs"
-TOML = DATASET.replace("{training}", "{{run}}")
+AS_NOBODY = 'set -- setpriv --reuid=65534 --clear-groups "$@"'
 HTML = (
     b"<!DOCTYPE html><html><head><title>Sign in</title></head><body>Access to this model is restricted.</body></html>"
 )
@@ -258,6 +276,9 @@ CASES = [
         mounted(train, "/dev/shm", "size=100k"),
         kill=("unable to write to file", TRAINING, signal.SIGTERM),
     ),
+    Case("permission", "a user who may not start this Python", in_shell(train, AS_NOBODY)),
+    Case("library", "a folder of CUDA's libraries hidden", lambda place: mounted(latents, cuda_folder(), "ro")(place)),
+    Case("open_files", "at most 16 open files", in_shell(train, "ulimit -n 16")),
     Case("shared_memory", "/dev/shm of 64 KiB", mounted(train, "/dev/shm", "size=64k")),
     Case("killed", "the training process killed", train, kill=("running training", TRAINING, signal.SIGKILL)),
     Case(
@@ -352,6 +373,8 @@ CASES = [
     Case("cache_empty_latents", "an empty latent cache", train, put(CACHE, b"")),
     Case("photo_is_text", "text named .jpg", latents, put(PHOTO, b"not a photo")),
     Case("photo_cut", "a photo cut in the middle", latents, cut(PHOTO, 900)),
+    Case("photo_cut_png", "a PNG cut in the middle", latents, cut_photo("PNG")),
+    Case("photo_cut_webp", "a WebP cut in the middle", latents, cut_photo("WebP")),
     Case("option_unknown", "an option that the script does not have", adding(train, "--save_pecision", "bf16")),
     Case("option_missing", "no --text_encoder", lambda p: text(p)[:4]),
     Case("option_value", "a value that is none of the choices", adding(train, "--mixed_precision", "bf61")),

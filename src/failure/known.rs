@@ -64,7 +64,7 @@ pub const KNOWN: &[Known] = &[
         is_told_by: |raised| raised.says(&["Read-only file system", "Permission denied"]),
         what: "a file or a folder cannot be written or read",
         detail: exception,
-        mend: "Name a folder that this user may write to",
+        mend: "Give the user who runs this the right to it, or name another path",
     },
     Known {
         is_told_by: |raised| {
@@ -110,10 +110,10 @@ pub const KNOWN: &[Known] = &[
     },
     Known {
         is_told_by: |raised| raised.says(&["cannot open shared object file"]),
-        what: "a library of the system is missing",
+        what: "a shared library is missing",
         detail: exception,
-        mend: "Install it with the system's packages (for libGL.so.1: apt install libgl1, or python -m pip install \
-               opencv-python-headless)",
+        mend: "Install anew what brings it (torch for CUDA's libraries, the system's packages for others: for libGL.so.1, \
+               apt install libgl1, or use opencv-python-headless)",
     },
     Known {
         is_told_by: |raised| {
@@ -169,6 +169,7 @@ pub const KNOWN: &[Known] = &[
             raised.says(&[
                 "UnidentifiedImageError",
                 "image file is truncated",
+                "could not create decoder object",
                 "broken data stream",
                 "Truncated File Read",
                 "unrecognized data stream contents",

@@ -22,7 +22,7 @@ const HARMLESS: [&str; 3] = [
 
 const LOG_LEVELS: [&str; 5] = ["DEBUG:", "INFO:", "WARNING:", "ERROR:", "CRITICAL:"];
 
-const LONGEST_CHAIN: usize = 8;
+const LONGEST_CHAIN: usize = 16;
 
 #[derive(Default)]
 pub struct Tracebacks {
@@ -85,12 +85,13 @@ impl Tracebacks {
         {
             self.chain.push(Raised::new(what, Frames::default()));
         }
-        let Some(block) = &mut self.reading else {
-            return;
-        };
         if is_log(line) {
             return;
         }
+        let Some(block) = &mut self.reading else {
+            self.harmless = false;
+            return;
+        };
         match &mut block.text {
             Some(text) => {
                 text.push(' ');
