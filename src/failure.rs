@@ -51,15 +51,16 @@ struct Line {
 impl Listener {
     /// Hears the next line of the step.
     pub fn hear(&mut self, line: &str) {
+        let is_blank = line.trim_start().is_empty();
+        // A bar that is left behind is wiped with blanks.
+        if is_blank && !line.is_empty() {
+            return;
+        }
         let is_bar = is_progress_bar(line);
         self.keep(line, is_bar);
         // Other lines may follow a bar on its line.
         self.hear_loss(line);
-        if is_bar {
-            return;
-        }
-        // A bar that is left behind is wiped with blanks.
-        if line.trim_start().is_empty() {
+        if is_bar || is_blank {
             return;
         }
         self.tracebacks.hear(line);
@@ -314,6 +315,20 @@ mod tests {
         );
     }
 
+    #[test]
+    fn every_known_failure_has_a_record() {
+        let records = records();
+        for known in KNOWN {
+            assert!(
+                records
+                    .iter()
+                    .any(|record| record.reason.starts_with(known.what)),
+                "no record in tests/recorded/failures: {}",
+                known.what
+            );
+        }
+    }
+
     const LAUNCHER: [&str; 3] = [
         "Traceback (most recent call last):",
         "  File \"/env/lib/python3.11/site-packages/accelerate/commands/launch.py\", line 795, in simple_launcher",
@@ -327,6 +342,7 @@ mod tests {
             (0..9_999).map(|step| format!("steps:   0%|   | {step}/9999 [00:01<00:03, 1.0it/s]")),
         );
         lines.push("steps: 100%|███| 9999/9999 [00:01<00:00, 1.0it/s]\u{1b}[A".to_owned());
+        lines.push(" ".repeat(60));
         lines.push("6it [00:01, 5.42it/s]".to_owned());
         lines.push("é".repeat(3000));
         let last = listener(lines.iter().map(String::as_str)).last_lines();
@@ -356,6 +372,7 @@ mod tests {
         assert_eq!(reason(&LAUNCHER, 1), None);
         assert_eq!(reason(&["nothing of use"], 1), None);
         assert_eq!(reason(&lines, 0), None);
+        assert_eq!(reason(&[lines[0], "OddError: "], 1).unwrap(), "OddError:");
         let endless = format!("ValueError: {}", "x".repeat(10_000));
         let told = reason(&[lines[0], &endless], 1).unwrap();
         assert_eq!(told.chars().count(), LONGEST_EXCEPTION + 1);

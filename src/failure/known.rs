@@ -7,7 +7,7 @@ use super::{Exit, Listener, shown};
 /// A failure that is known.
 pub struct Known {
     pub is_told_by: fn(&Raised) -> bool,
-    what: &'static str,
+    pub what: &'static str,
     detail: fn(&Raised, &Listener) -> Option<String>,
     mend: &'static str,
 }

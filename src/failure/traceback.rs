@@ -25,18 +25,21 @@ const LOG_LEVELS: [&str; 5] = ["DEBUG:", "INFO:", "WARNING:", "ERROR:", "CRITICA
 const LONGEST_CHAIN: usize = 16;
 
 #[derive(Default)]
+#[allow(clippy::struct_excessive_bools, reason = "each can be with any other")]
 pub struct Tracebacks {
     /// The first exception and those that came of it.
     pub chain: Vec<Raised>,
     /// What the launcher says of how the training ended; negative for a signal.
     pub launched: Option<i32>,
     reading: Option<Block>,
-    /// The line before came before a harmless traceback.
-    harmless: bool,
+    /// The line before announced a traceback that ended nothing.
+    is_harmless: bool,
     /// The last exception belongs to the chain.
-    in_chain: bool,
+    is_in_chain: bool,
     /// The next exception came of the last one.
-    linked: bool,
+    is_linked: bool,
+    /// The chain's last exception has its text on the line to come.
+    is_text_to_come: bool,
 }
 
 /// An exception: its line, and where it came from.
@@ -60,8 +63,6 @@ pub struct Frames {
 struct Block {
     frames: Frames,
     in_chain: bool,
-    /// The exception's line, when its text is still to come.
-    text: Option<String>,
 }
 
 impl Tracebacks {
@@ -70,99 +71,78 @@ impl Tracebacks {
         let line = line.trim_end();
         if line.ends_with(HEADER) {
             self.begin(line);
+        } else if HARMLESS.iter().any(|sign| line.starts_with(sign)) {
+            self.is_harmless = true;
+        } else if LINKS.contains(&line) {
+            self.is_linked = self.is_in_chain;
+        } else if !is_log(line) {
+            self.hear_of_exception(line);
+            self.is_harmless = false;
+        }
+    }
+
+    fn begin(&mut self, header: &str) {
+        // A data loader's worker failed, which its wrapper's line says too.
+        if self.is_in_chain && header.starts_with("Original ") {
+            self.chain.pop();
+            self.is_linked = true;
+        }
+        self.reading = Some(Block {
+            frames: Frames::default(),
+            in_chain: !self.is_harmless && (self.chain.is_empty() || self.is_linked),
+        });
+        self.is_harmless = false;
+        self.is_linked = false;
+        self.is_in_chain = false;
+        self.is_text_to_come = false;
+    }
+
+    fn hear_of_exception(&mut self, line: &str) {
+        if std::mem::take(&mut self.is_text_to_come) {
+            if let Some(raised) = self.chain.last_mut() {
+                raised.text.push(' ');
+                raised.text.push_str(&cut(line.trim_start(), LONGEST_LINE));
+            }
             return;
         }
-        let harmless = HARMLESS.iter().any(|sign| line.starts_with(sign));
-        if harmless || LINKS.contains(&line) {
-            self.finish();
-            self.harmless = harmless;
-            self.linked = !harmless && self.in_chain;
-            return;
-        }
-        if let Some(what) = line
-            .strip_prefix("  what():  ")
-            .filter(|_| self.chain.is_empty())
-        {
-            self.chain.push(Raised::new(what, Frames::default()));
-        }
-        if is_log(line) {
-            return;
+        // What C++ says of an exception that nothing caught.
+        if let Some(what) = line.strip_prefix("  what():  ") {
+            self.raise(what, Frames::default(), self.chain.is_empty());
         }
         let Some(block) = &mut self.reading else {
-            self.harmless = false;
             return;
         };
-        match &mut block.text {
-            Some(text) => {
-                text.push(' ');
-                text.push_str(&cut(line.trim_start(), LONGEST_LINE));
-                self.finish();
+        if line.starts_with(' ') {
+            block.frames.note(line);
+        } else if is_exception(line) {
+            let Block { frames, in_chain } = *block;
+            self.reading = None;
+            if frames.launcher && line.starts_with("subprocess.CalledProcessError: ") {
+                self.launched = self.launched.or_else(|| exit_of(line));
+            } else {
+                self.raise(line, frames, in_chain);
             }
-            None if line.starts_with(' ') => block.frames.note(line),
-            None if is_exception(line) => {
-                block.text = Some(cut(line, LONGEST_LINE));
-                if block.frames.launcher && line.starts_with("subprocess.CalledProcessError: ") {
-                    self.launched = self.launched.or_else(|| exit_of(line));
-                    self.reading = None;
-                } else if !line.ends_with(':') {
-                    self.finish();
-                }
-            }
-            None => {}
+        }
+    }
+
+    fn raise(&mut self, text: &str, frames: Frames, in_chain: bool) {
+        self.is_in_chain = in_chain;
+        if in_chain && self.chain.len() < LONGEST_CHAIN {
+            self.is_text_to_come = text.ends_with(':');
+            self.chain.push(Raised {
+                text: cut(text, LONGEST_LINE),
+                frames,
+            });
         }
     }
 
     #[cfg(test)]
     pub fn held_bytes(&self) -> usize {
-        let reading = self.reading.as_ref().and_then(|block| block.text.as_ref());
-        self.chain
-            .iter()
-            .map(|raised| raised.text.len())
-            .sum::<usize>()
-            + reading.map_or(0, String::len)
-    }
-
-    fn begin(&mut self, header: &str) {
-        self.finish();
-        // A data loader's worker failed, which its wrapper's line says too.
-        if self.in_chain && header.starts_with("Original ") {
-            self.chain.pop();
-            self.linked = true;
-        }
-        let in_chain = !self.harmless && (self.chain.is_empty() || self.linked);
-        self.reading = Some(Block {
-            frames: Frames::default(),
-            in_chain,
-            text: None,
-        });
-        (self.harmless, self.linked, self.in_chain) = (false, false, false);
-    }
-
-    /// The exception is known as far as it will be.
-    fn finish(&mut self) {
-        let Some(Block {
-            frames,
-            in_chain,
-            text: Some(text),
-        }) = self.reading.take()
-        else {
-            return;
-        };
-        self.in_chain = in_chain;
-        if in_chain && self.chain.len() < LONGEST_CHAIN {
-            self.chain.push(Raised { text, frames });
-        }
+        self.chain.iter().map(|raised| raised.text.len()).sum()
     }
 }
 
 impl Raised {
-    pub fn new(text: &str, frames: Frames) -> Self {
-        Self {
-            text: cut(text, LONGEST_LINE),
-            frames,
-        }
-    }
-
     /// Whether the exception has one of the texts.
     pub fn says(&self, texts: &[&str]) -> bool {
         texts.iter().any(|text| self.text.contains(text))
