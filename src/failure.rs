@@ -26,6 +26,8 @@ pub struct Exit {
     pub oom_kills: Option<u64>,
     /// What the cgroup may hold.
     pub memory_limit_bytes: Option<u64>,
+    /// The step from which on the loss was NaN to the end, and how many there are.
+    pub nan_since: Option<(u64, u64)>,
 }
 
 /// Listens to a step's lines and keeps what tells why it failed, in bounded memory.
@@ -39,8 +41,6 @@ pub struct Listener {
     saving: Option<String>,
     /// What a program said of its arguments, or Python of a program that it could not start.
     refusal: Option<String>,
-    /// The step from which on the loss is not a number, such as `3/2000`.
-    nan_since: Option<String>,
 }
 
 struct Line {
@@ -58,8 +58,6 @@ impl Listener {
         }
         let is_bar = is_progress_bar(line);
         self.keep(line, is_bar);
-        // Other lines may follow a bar on its line.
-        self.hear_loss(line);
         if is_bar || is_blank {
             return;
         }
@@ -89,12 +87,8 @@ impl Listener {
     /// What happened and what to do about it, in one line; where that is not known, the step's own exception.
     #[must_use]
     pub fn reason(&self, exit: &Exit) -> Option<String> {
-        let reason = if exit.returncode == 0 {
-            None
-        } else {
-            self.reason_of_exit(exit)
-        };
-        match (reason, self.nan_since.as_deref().map(known::of_nan_loss)) {
+        let reason = self.reason_of_exit(exit);
+        match (reason, exit.nan_since.map(known::of_nan_loss)) {
             (Some(reason), Some(nan)) => Some(format!("{reason} Besides, {nan}")),
             (reason, nan) => reason.or(nan),
         }
@@ -127,21 +121,6 @@ impl Listener {
                 }
                 self.last_lines.push_back(Line { text, is_bar });
             }
-        }
-    }
-
-    fn hear_loss(&mut self, bar: &str) {
-        let Some(loss) = after(bar, "avr_loss=") else {
-            return;
-        };
-        if !loss.starts_with("nan") {
-            self.nan_since = None;
-        } else if self.nan_since.is_none() {
-            let step = bar
-                .rsplit("| ")
-                .next()
-                .and_then(|end| end.split(' ').next());
-            self.nan_since = Some(cut(step.unwrap_or_default(), LONGEST_EXCEPTION));
         }
     }
 }
@@ -258,6 +237,10 @@ mod tests {
                         .find_map(|line| line.strip_prefix(&sign))
                         .map(str::to_owned)
                 };
+                let mut heard = crate::progress::Heard::default();
+                for line in text.lines() {
+                    heard.hear(line);
+                }
                 let number = |name: &str| header(name).map(|number| number.parse().unwrap());
                 Record {
                     name: file.file_name().unwrap().to_string_lossy().into_owned(),
@@ -265,6 +248,7 @@ mod tests {
                         returncode: header("exit code").unwrap().parse().unwrap(),
                         oom_kills: number("OOM kills"),
                         memory_limit_bytes: number("memory limit"),
+                        nan_since: heard.nan_since(),
                     },
                     reason: header("reason").unwrap_or_default(),
                     lines: text
@@ -371,7 +355,6 @@ mod tests {
         assert_eq!(reason(&lines, 1).unwrap(), "musubi.Surprise: the cause");
         assert_eq!(reason(&LAUNCHER, 1), None);
         assert_eq!(reason(&["nothing of use"], 1), None);
-        assert_eq!(reason(&lines, 0), None);
         assert_eq!(reason(&[lines[0], "OddError: "], 1).unwrap(), "OddError:");
         let endless = format!("ValueError: {}", "x".repeat(10_000));
         let told = reason(&[lines[0], &endless], 1).unwrap();
@@ -432,6 +415,7 @@ mod tests {
                 returncode: -libc::SIGKILL,
                 oom_kills,
                 memory_limit_bytes,
+                nan_since: None,
             };
             Listener::default().reason(&exit).unwrap()
         };
@@ -454,24 +438,23 @@ mod tests {
     }
 
     #[test]
-    fn a_loss_that_is_no_number_to_the_end_is_told_whatever_the_exit() {
-        let nan = "steps:  50%|█████     | 2/4 [00:01<00:01, 1.0it/s, avr_loss=nan]INFO:x:saved";
-        let number = "steps:  75%|███████▌  | 3/4 [00:01<00:01, 1.0it/s, avr_loss=0.1]";
-        assert!(
-            reason(&[nan], 0)
-                .unwrap()
-                .starts_with("the loss was NaN from step 2/4 on")
-        );
-        assert_eq!(reason(&[nan, number], 0), None);
-        let disk_full = [
+    fn a_loss_that_is_no_number_is_told_behind_what_ended_the_step() {
+        let lines = [
             "Traceback (most recent call last):",
             "OSError: [Errno 28] No space left on device",
         ];
-        let told = reason(&[nan, disk_full[0], disk_full[1]], 1).unwrap();
+        let exit = Exit {
+            returncode: 1,
+            nan_since: Some((3, 2000)),
+            ..Exit::default()
+        };
+        let told = listener(lines).reason(&exit).unwrap();
         assert!(
-            told.starts_with("the disk is full") && told.contains("NaN from step 2/4"),
+            told.starts_with("the disk is full") && told.contains("NaN from step 3 of 2000"),
             "{told}"
         );
+        let alone = Listener::default().reason(&exit).unwrap();
+        assert!(alone.starts_with("the loss was NaN"), "{alone}");
     }
 
     #[test]
@@ -551,12 +534,7 @@ mod tests {
         }
 
         fn held_bytes(listener: &Listener) -> usize {
-            let texts = [
-                &listener.loading,
-                &listener.saving,
-                &listener.refusal,
-                &listener.nan_since,
-            ];
+            let texts = [&listener.loading, &listener.saving, &listener.refusal];
             listener
                 .last_lines
                 .iter()
@@ -624,6 +602,7 @@ mod tests {
                     returncode,
                     oom_kills,
                     memory_limit_bytes,
+                    nan_since: None,
                 },
             )
         }

@@ -339,12 +339,11 @@ pub fn of_refusal(line: &str) -> String {
 }
 
 /// Of a training whose loss was no number any more.
-pub fn of_nan_loss(step: &str) -> String {
+pub fn of_nan_loss((step, total): (u64, u64)) -> String {
     told(
-        &format!("the loss was NaN from step {step} on, so the LoRA is of no use"),
+        &format!("the loss was NaN from step {step} of {total} on"),
         None,
-        "Train on weights in the precision and of the model that they were made for (`DiT` and `base_weights` of \
-         `Models`), and look for photos that are damaged",
+        "A learning rate that is too high, damaged weights or caches, or a GPU without bfloat16 make it so",
     )
 }
 
