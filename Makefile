@@ -3,6 +3,7 @@
 # make check   the same in the environment at hand
 # make fuzz    the properties of what reads strangers' input, on many more cases (CASES=100000)
 # make real    the original and this one with the real Musubi Tuner on a CPU (MUSUBI_TUNER_DIR=/path/to/clone)
+# make provoke MUSUBI_TUNER_DIR=…    behind make real: the failures of the real scripts anew, and the reasons told for them
 
 PYTHON ?= python3
 VENV := .venv
@@ -11,7 +12,7 @@ REAL_VENV := .venv-real
 CASES ?= 20000
 BIN := $(VENV)/bin
 
-.PHONY: demo test env build check fuzz real clean tools
+.PHONY: demo test env build check fuzz real provoke clean tools
 .DEFAULT_GOAL := demo
 
 tools:
@@ -58,6 +59,10 @@ real: tools
 	@test -f "$(MUSUBI_TUNER_DIR)/zimage_train_network.py" -a -d "$(MUSUBI_TUNER_DIR)/src/musubi_tuner" || { echo "make real: $(MUSUBI_TUNER_DIR) is no clone of Musubi Tuner: zimage_train_network.py or src/musubi_tuner is missing"; exit 1; }
 	@$(MAKE) --no-print-directory $(REAL_VENV)/ready
 	$(REAL_VENV)/bin/python real/compare.py "$(MUSUBI_TUNER_DIR)" . target/real
+
+provoke:
+	@test -d target/real/small -a -d target/real/library-ours || { echo "make provoke: run make real first"; exit 1; }
+	PYTHONPATH=target/real/library-ours $(REAL_VENV)/bin/python real/provoke.py "$(MUSUBI_TUNER_DIR)" target/real
 
 # PyTorch and what Musubi Tuner needs with it: some 7 GB, once
 $(REAL_VENV)/ready: real/requirements.txt
