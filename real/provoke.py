@@ -233,21 +233,24 @@ def port_in_use() -> Iterator[list[str]]:
 
 @contextmanager
 def small_cgroup(limit_mib: int) -> Iterator[list[str]]:
-    """A memory cgroup (v1) for the command, too small for it; what it counted."""
-    group = Path("/sys/fs/cgroup/memory/musubitraining-provoke")
+    """A memory cgroup (v1) for us and the command, too small for it; what it counted."""
+    (ours,) = re.findall(r"^\d+:memory:/(.*)$", Path("/proc/self/cgroup").read_text(), re.MULTILINE)
+    group = CGROUPS / "musubitraining-provoke"
     group.mkdir()
     limit = limit_mib << 20
     (group / "memory.limit_in_bytes").write_text(str(limit))
+    (group / "cgroup.procs").write_text(str(os.getpid()))
     counted: list[str] = []
     try:
         yield counted
     finally:
+        (CGROUPS / ours / "cgroup.procs").write_text(str(os.getpid()))
         kills = (group / "memory.oom_control").read_text().split()[-1]
         counted += [f"# OOM kills: {kills}", f"# memory limit: {limit}"]
         group.rmdir()
 
 
-JOIN_CGROUP = "echo $$ > /sys/fs/cgroup/memory/musubitraining-provoke/cgroup.procs"
+CGROUPS = Path("/sys/fs/cgroup/memory")
 AS_NOBODY = 'set -- setpriv --reuid=65534 --clear-groups "$@"'
 HTML = (
     b"<!DOCTYPE html><html><head><title>Sign in</title></head><body>Access to this model is restricted.</body></html>"
@@ -299,11 +302,11 @@ CASES = [
         latents,
         kill=("Load dataset config", "zimage_cache", signal.SIGILL),
     ),
-    Case("oom_killed", "a memory cgroup of 600 MiB", in_shell(train, JOIN_CGROUP), around=lambda: small_cgroup(600)),
+    Case("oom_killed", "a memory cgroup of 600 MiB", train, around=lambda: small_cgroup(600)),
     Case(
         "oom_killed_directly",
         "a memory cgroup of 300 MiB",
-        in_shell(latents, JOIN_CGROUP),
+        latents,
         around=lambda: small_cgroup(300),
     ),
     Case(
