@@ -1,13 +1,11 @@
 //! The native half of `musubitraining`: its modules, and what Python sees of them.
 
 mod adapter;
-#[allow(dead_code, reason = "the run takes it up next")]
 mod cgroup;
 mod config;
 mod dataset;
 mod disk;
 mod error;
-#[allow(dead_code, reason = "the run takes it up next")]
 mod failure;
 mod folder_lock;
 mod gpu;

@@ -20,8 +20,10 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{IntoPyDict, PyDict, PyList, PyString};
 
+use crate::cgroup::MemoryCgroup;
 use crate::config::ImageFolder;
 use crate::error::Error;
+use crate::failure::{Exit, Listener};
 use crate::folder_lock::Access;
 use crate::plain_class::PlainClass;
 use crate::process::{self, Command};
@@ -153,12 +155,17 @@ fn _run_cmd(
         )?,
     };
     let mut heard = Heard::default();
+    let mut listener = Listener::default();
+    let memory = MemoryCgroup::of_this_process();
+    let oom_kills = || memory.as_ref().and_then(MemoryCgroup::oom_kills);
+    let oom_kills_before = oom_kills();
     let returncode = interrupt::run(
         py,
         run.cancel(),
         |task| process::run(&command, task),
         |_, line: String| {
             let alarm = heard.hear(&line);
+            listener.hear(&line);
             log.info(("[%s] %s", step, line))?;
             match alarm.and_then(|alarm| warning_of(&alarm)) {
                 Some(warning) => log.warning(("[%s] %s", step, warning)),
@@ -166,6 +173,14 @@ fn _run_cmd(
             }
         },
     )?;
+    let exit = Exit {
+        returncode,
+        oom_kills: oom_kills()
+            .zip(oom_kills_before)
+            .map(|(now, before)| now.saturating_sub(before)),
+        memory_limit_bytes: memory.as_ref().and_then(MemoryCgroup::limit_bytes),
+        nan_since: heard.nan_since(),
+    };
     run.note(step.str()?.to_string(), heard);
 
     let seconds = started.elapsed().as_secs_f64();
@@ -178,10 +193,17 @@ fn _run_cmd(
         returncode,
         seconds,
     ))?;
+    let reason = listener.reason(&exit);
+    if let Some(reason) = &reason {
+        log.error(("[%s] %s", step, reason))?;
+    }
+    let keywords = PyDict::new(py);
+    keywords.set_item("output", listener.last_lines())?;
+    keywords.set_item("reason", reason)?;
     let error = py
-        .import("subprocess")?
+        .import("musubitraining.errors")?
         .getattr("CalledProcessError")?
-        .call1((returncode, cmd))?;
+        .call((returncode, cmd), Some(&keywords))?;
     Err(PyErr::from_value(error))
 }
 

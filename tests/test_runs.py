@@ -3,13 +3,16 @@
 import logging
 import math
 import os
+import pickle
 import signal
 import struct
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +20,7 @@ from harness import server
 from harness.library import OURS, Bench, Run, Workspace
 from harness.scenario import Work
 from harness.tuner import CONVERT, LATENTS, TEXT, TRAIN, end, install_accelerate_program, is_running, wait_until
-from musubitraining import Cancelled
+from musubitraining import CalledProcessError, Cancelled
 from musubitraining.main import MusubiTraining
 from test_contract import train, trainer
 from test_repairs import CUT_WEIGHTS, ON_LINUX_ALONE, STUBBORN, header
@@ -571,3 +574,65 @@ def test_however_the_host_ends_the_tree_ends(bench: Bench, run: Callable[[Work],
         assert wait_until(lambda: not any(is_running(pid) for pid in pids), 30)
     finally:
         end(workspace.tuner.pids())
+
+
+# ---- why a step failed ------------------------------------------------------------------------------------------
+
+RECORDED = Path(__file__).parent / "recorded/failures"
+
+
+def recorded(name: str) -> tuple[str, str]:
+    """What a really provoked failure said, and the reason that is to be told."""
+    lines = (RECORDED / f"{name}.txt").read_text(encoding="utf-8").splitlines(keepends=True)
+    head = [line for line in lines if line.startswith("# ")]
+    (reason,) = [line.removeprefix("# reason: ").strip() for line in head if line.startswith("# reason: ")]
+    return "".join(lines[len(head) :]), reason
+
+
+@pytest.mark.parametrize(
+    ("step", "name"),
+    [
+        (TRAIN, "gpu_memory"),
+        (TEXT, "tokenizer_offline"),
+        (TRAIN, "module_bitsandbytes"),
+        (LATENTS, "disk_full_latents"),
+        (TRAIN, "disk_full_lora"),
+    ],
+)
+def test_a_failed_step_says_why(workspace: Workspace, caplog: pytest.LogCaptureFixture, step: str, name: str) -> None:
+    said, reason = recorded(name)
+    workspace.tuner.does(step, ["say", said.encode().decode("latin-1")], ["exit", 1])
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        train(workspace)
+    error = caught.value
+    assert isinstance(error, CalledProcessError)
+    assert error.returncode == 1
+    assert error.reason == reason
+    assert str(error).endswith(f"returned non-zero exit status 1. {reason}")
+    assert any(said.splitlines()[-1][:2000] in line for line in error.output.splitlines())
+    assert [record.levelname for record in caplog.records if reason in record.getMessage()] == ["ERROR"]
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again), again.output, again.cmd) == (type(error), str(error), error.output, error.cmd)
+
+
+def test_a_failed_command_has_its_last_lines(workspace: Workspace) -> None:
+    code = (
+        "import sys\nfor number in range(1000): print(number)\n"
+        "for step in range(200): print(f'steps: {step}%|# | {step}/200 [00:01<00:01, 1.0it/s]', end='\\r')\n"
+        "print('the end')\nsys.exit(3)"
+    )
+    with pytest.raises(CalledProcessError) as caught:
+        trainer(workspace)._run_cmd("s", [sys.executable, "-c", code], cwd=workspace.root)
+    lines = caught.value.output.splitlines()
+    assert len(lines) == 50
+    assert lines[-3:] == ["999", "steps: 199%|# | 199/200 [00:01<00:01, 1.0it/s]", "the end"]
+    assert caught.value.reason is None
+    assert str(caught.value).endswith("returned non-zero exit status 3.")
+
+
+def test_what_the_kernel_kills_for_memory_is_named(workspace: Workspace) -> None:
+    code = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    with pytest.raises(CalledProcessError, match="SIGKILL") as caught:
+        trainer(workspace)._run_cmd("s", [sys.executable, "-c", code], cwd=workspace.root)
+    assert caught.value.returncode == -9
+    assert "memory" in caught.value.reason
