@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -101,10 +101,13 @@ fn open_alone(part: &Path) -> Result<File, Error> {
         let _ = flock(&file, FlockOperation::LockExclusive);
         let locked = file.metadata().map_err(&failed)?;
         // Whoever had it before has renamed it into place, or removed it.
-        if part
-            .symlink_metadata()
-            .is_ok_and(|there| (there.dev(), there.ino()) == (locked.dev(), locked.ino()))
-        {
+        let is_the_same =
+            |there: fs::Metadata| (there.dev(), there.ino()) == (locked.dev(), locked.ino());
+        let is_there = match part.symlink_metadata() {
+            Err(error) if error.kind() == ErrorKind::NotFound => false,
+            there => is_the_same(there.map_err(&failed)?),
+        };
+        if is_there {
             return Ok(file);
         }
     }

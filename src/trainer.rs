@@ -187,16 +187,16 @@ fn _run_cmd(
     if returncode == 0 {
         return log.info(("[%s] done (duration=%.1fs)", step, seconds));
     }
+    let reason = listener.reason(&exit);
+    if let Some(reason) = &reason {
+        log.warning(("[%s] %s", step, reason))?;
+    }
     log.error((
         "[%s] failed (exit_code=%s, duration=%.1fs)",
         step,
         returncode,
         seconds,
     ))?;
-    let reason = listener.reason(&exit);
-    if let Some(reason) = &reason {
-        log.error(("[%s] %s", step, reason))?;
-    }
     let keywords = PyDict::new(py);
     keywords.set_item("output", listener.last_lines())?;
     keywords.set_item("reason", reason)?;
