@@ -1,0 +1,80 @@
+//! What came in the place of a zip.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+use zip::result::ZipError;
+
+use super::names::shown;
+use crate::error::Error;
+use crate::web_page;
+
+/// Says what it is instead.
+pub fn not_a_zip(
+    path: &Path,
+    content_type: Option<&str>,
+    error: &ZipError,
+) -> Result<Error, Error> {
+    let read = || -> io::Result<(u64, Vec<u8>)> {
+        let file = File::open(path)?;
+        let mut head = Vec::new();
+        let length = file.metadata()?.len();
+        file.take(1024).read_to_end(&mut head)?;
+        Ok((length, head))
+    };
+    let (length, head) = read().map_err(Error::io("read", path))?;
+    let kind = content_type.map_or_else(String::new, |kind| format!("{}, ", shown(kind)));
+    let text = String::from_utf8_lossy(&head)
+        .trim_start_matches(['\u{feff}', ' ', '\r', '\n', '\t'])
+        .to_lowercase();
+    let is = |magic: &[u8]| head.starts_with(magic);
+    let what = if head.is_empty() {
+        "the server sent an empty file".to_owned()
+    } else if is(b"PK") {
+        let hint = match error {
+            ZipError::UnsupportedArchive(_) => "a zip in several parts: make it one file",
+            _ => "a zip that is cut short or damaged: make it, or upload it, again",
+        };
+        format!("the server sent {hint} ({kind}{length} bytes: {error})")
+    } else if web_page::begins(&head) {
+        format!(
+            "the server sent a web page, not a zip ({kind}{length} bytes): use the direct link to the file"
+        )
+    } else {
+        let name = [
+            (b"\x1f\x8b".as_slice(), "a gzip file (.gz, .tgz)"),
+            (b"Rar!", "a RAR archive"),
+            (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
+            (b"BZh", "a bzip2 file"),
+            (b"\xfd7zXZ", "an xz file"),
+            (b"\x28\xb5\x2f\xfd", "a Zstandard file"),
+            (b"\xff\xd8\xff", "a single JPEG photo"),
+            (b"\x89PNG", "a single PNG picture"),
+            (b"%PDF", "a PDF"),
+        ]
+        .into_iter()
+        .find_map(|(magic, name)| is(magic).then_some(name));
+        let name = match name {
+            Some(name) => name,
+            None if head.get(257..262) == Some(b"ustar") => "a tar archive",
+            None if text.starts_with("<?xml") => {
+                "an XML document, as stores answer with when they refuse,"
+            }
+            None if text.starts_with(['{', '[']) => {
+                "JSON, as services answer with when they refuse,"
+            }
+            None if head
+                .iter()
+                .all(|byte| byte.is_ascii_graphic() || byte.is_ascii_whitespace()) =>
+            {
+                "plain text"
+            }
+            None => "something else",
+        };
+        format!(
+            "the server sent {name} where a zip was expected ({kind}{length} bytes): pack the photos as .zip"
+        )
+    };
+    Ok(Error::BadZip(format!("File is not a zip file: {what}")))
+}

@@ -1,0 +1,227 @@
+//! The names of entries: how they read, what they tell, and what photos are called in the dataset.
+
+use std::collections::HashMap;
+use std::collections::hash_map;
+
+use icu_normalizer::ComposingNormalizerBorrowed;
+
+/// As Python's `zipfile` reads it: UTF-8 where the entry says so (bit 11), else code page 437, up to a NUL.
+pub fn decoded_name(raw: &[u8], flags: u16) -> String {
+    const UTF_8: u16 = 1 << 11;
+    let raw = raw.split(|byte| *byte == 0).next().unwrap_or_default();
+    if flags & UTF_8 != 0 {
+        return String::from_utf8_lossy(raw).into_owned();
+    }
+    raw.iter()
+        .map(|byte| {
+            byte.checked_sub(128)
+                .map_or(char::from(*byte), |high| CP437[usize::from(high)])
+        })
+        .collect()
+}
+
+/// The upper half of IBM's code page 437.
+#[rustfmt::skip]
+const CP437: [char; 128] = [
+    'Ç', 'ü', 'é', 'â', 'ä', 'à', 'å', 'ç', 'ê', 'ë', 'è', 'ï', 'î', 'ì', 'Ä', 'Å',
+    'É', 'æ', 'Æ', 'ô', 'ö', 'ò', 'û', 'ù', 'ÿ', 'Ö', 'Ü', '¢', '£', '¥', '₧', 'ƒ',
+    'á', 'í', 'ó', 'ú', 'ñ', 'Ñ', 'ª', 'º', '¿', '⌐', '¬', '½', '¼', '¡', '«', '»',
+    '░', '▒', '▓', '│', '┤', '╡', '╢', '╖', '╕', '╣', '║', '╗', '╝', '╜', '╛', '┐',
+    '└', '┴', '┬', '├', '─', '┼', '╞', '╟', '╚', '╔', '╩', '╦', '╠', '═', '╬', '╧',
+    '╨', '╤', '╥', '╙', '╘', '╒', '╓', '╫', '╪', '┘', '┌', '█', '▄', '▌', '▐', '▀',
+    'α', 'ß', 'Γ', 'π', 'Σ', 'σ', 'µ', 'τ', 'Φ', 'Θ', 'Ω', 'δ', '∞', 'φ', 'ε', '∩',
+    '≡', '±', '≥', '≤', '⌠', '⌡', '÷', '≈', '°', '∙', '·', '√', 'ⁿ', '²', '■', '\u{a0}',
+];
+
+/// The part of a name in a zip that names the file: behind the last separator of any system, and a drive letter.
+pub fn base_name(entry_name: &str) -> &str {
+    let base = entry_name.rsplit(['/', '\\']).next().unwrap_or_default();
+    match base.as_bytes() {
+        [drive, b':', ..] if drive.is_ascii_alphabetic() => &base[2..],
+        _ => base,
+    }
+}
+
+pub fn depth(entry_name: &str) -> usize {
+    entry_name.matches(['/', '\\']).count()
+}
+
+pub fn is_named_like_photo(entry_name: &str) -> bool {
+    let name = entry_name.to_lowercase();
+    [".jpg", ".jpeg"]
+        .iter()
+        .any(|extension| name.ends_with(extension))
+}
+
+/// What macOS and Windows put beside photos.
+#[must_use]
+pub fn is_junk(entry_name: &str) -> bool {
+    let base = base_name(entry_name);
+    entry_name.split(['/', '\\']).any(|part| part == "__MACOSX")
+        || base.starts_with("._")
+        || base == ".DS_Store"
+        || base.eq_ignore_ascii_case("Thumbs.db")
+}
+
+/// A name from a zip, for a log line or a message: nothing in it can start a line, steer a terminal or run on.
+#[must_use]
+pub fn shown(name: &str) -> String {
+    let mut shown: String = name
+        .chars()
+        .take(120)
+        .map(|char| {
+            if is_unprintable(char) {
+                '\u{fffd}'
+            } else {
+                char
+            }
+        })
+        .collect();
+    if name.chars().nth(120).is_some() {
+        shown.push('…');
+    }
+    shown
+}
+
+/// Control characters, and those that change the direction of what follows.
+fn is_unprintable(char: char) -> bool {
+    char.is_control()
+        || matches!(char, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// Musubi Tuner caches `<stem>_<width>x<height>_zi.safetensors`, which has to fit into a file name of 255 bytes.
+const STEM_BYTES: usize = 255 - "_99999x99999_zi.safetensors".len();
+
+/// The flat name that each photo gets, given its name in the zip: as it is there, but for what Musubi Tuner would not
+/// see, could not store, or would take for another photo's. Stems are unique without regard to case and Unicode form,
+/// since captions and caches are named by them; the first of a kind keeps its name.
+#[must_use]
+pub fn flat_names(entry_names: &[&str]) -> Vec<String> {
+    let parts: Vec<(String, String)> = entry_names.iter().map(|name| safe_parts(name)).collect();
+    // Each stem that is taken, and the number to try next when it comes again.
+    let mut taken: HashMap<String, u64> = HashMap::new();
+    let keeps: Vec<bool> = parts
+        .iter()
+        .map(|(stem, _)| taken.insert(folded(stem), FIRST_NUMBER).is_none())
+        .collect();
+    let mut names = Vec::with_capacity(parts.len());
+    for ((stem, extension), keeps) in parts.into_iter().zip(keeps) {
+        let stem = if keeps {
+            stem
+        } else {
+            free_stem(&stem, &mut taken)
+        };
+        names.push(format!("{stem}.{extension}"));
+    }
+    names
+}
+
+/// Of the second photo of a name: `a_2.jpg`.
+const FIRST_NUMBER: u64 = 2;
+
+fn free_stem(stem: &str, taken: &mut HashMap<String, u64>) -> String {
+    let kind = folded(stem);
+    let mut number = taken.get(&kind).copied().unwrap_or(FIRST_NUMBER);
+    loop {
+        let suffix = format!("_{number}");
+        let candidate = format!("{}{suffix}", shortened(stem, STEM_BYTES - suffix.len()));
+        number += 1;
+        if let hash_map::Entry::Vacant(free) = taken.entry(folded(&candidate)) {
+            free.insert(FIRST_NUMBER);
+            taken.insert(kind, number);
+            return candidate;
+        }
+    }
+}
+
+fn folded(stem: &str) -> String {
+    ComposingNormalizerBorrowed::new_nfc()
+        .normalize(&stem.to_lowercase())
+        .into_owned()
+}
+
+/// Stem and extension of one photo's flat name.
+fn safe_parts(entry_name: &str) -> (String, String) {
+    let base = base_name(entry_name);
+    let (stem, extension) = base.rsplit_once('.').unwrap_or((base, "jpg"));
+    let stem: String = stem
+        .chars()
+        .map(|char| if is_unprintable(char) { '_' } else { char })
+        .collect();
+    // Musubi Tuner looks for extensions in lower and in upper case, not for a mixture.
+    let extension = if extension.chars().all(|char| char.is_ascii_uppercase()) {
+        extension.to_owned()
+    } else {
+        extension.to_lowercase()
+    };
+    (shortened(&stem, STEM_BYTES).to_owned(), extension)
+}
+
+fn shortened(stem: &str, bytes: usize) -> &str {
+    let fits = |end: &usize| *end <= bytes && stem.is_char_boundary(*end);
+    &stem[..(0..=stem.len()).rev().find(fits).unwrap_or_default()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_flat_unique_and_as_they_were_where_they_can_be() {
+        let long = "é".repeat(200);
+        for (entry_names, flat) in [
+            (
+                vec!["a.jpg", "in/b.JPG", "日本 'q'.jpeg", "my.jpg.photo.jpg"],
+                vec!["a.jpg", "b.JPG", "日本 'q'.jpeg", "my.jpg.photo.jpg"],
+            ),
+            (
+                vec!["a.jpg", "a.jpeg", "sub/A.JPG"],
+                vec!["a.jpg", "a_2.jpeg", "A_3.JPG"],
+            ),
+            // The one that is there keeps its name.
+            (
+                vec!["a.jpg", "in/a.jpg", "in/a_2.jpg"],
+                vec!["a.jpg", "a_3.jpg", "a_2.jpg"],
+            ),
+            // One letter, composed and decomposed.
+            (
+                vec!["\u{e9}.jpg", "e\u{301}.jpg"],
+                vec!["\u{e9}.jpg", "e\u{301}_2.jpg"],
+            ),
+            (vec!["a.Jpg", "b.JpEg"], vec!["a.jpg", "b.jpeg"]),
+            (
+                vec![
+                    "../../etc/a.jpg",
+                    "/b.jpg",
+                    "C:\\c.jpg",
+                    "\\\\host\\d.jpg",
+                    "..\\e.jpg",
+                    "C:f.jpg",
+                ],
+                vec!["a.jpg", "b.jpg", "c.jpg", "d.jpg", "e.jpg", "f.jpg"],
+            ),
+            (
+                vec!["a\nb.jpg", "\u{202e}gpj.jpg"],
+                vec!["a_b.jpg", "_gpj.jpg"],
+            ),
+        ] {
+            assert_eq!(flat_names(&entry_names), flat, "{entry_names:?}");
+        }
+        let names = flat_names(&[
+            &format!("{long}.jpg"),
+            &format!("{long}x.jpg"),
+            &format!("{long}.jpeg"),
+        ]);
+        let stems: std::collections::HashSet<&str> = names
+            .iter()
+            .map(|name| name.rsplit_once('.').unwrap().0)
+            .collect();
+        assert_eq!(stems.len(), 3);
+        assert!(
+            stems
+                .iter()
+                .all(|stem| format!("{stem}_99999x99999_zi.safetensors").len() <= 255),
+            "{stems:?}"
+        );
+    }
+}
