@@ -1,22 +1,26 @@
 //! The zip of photos, from a stranger: what is taken out of it, under which names, and what is refused.
 
+mod content;
+mod directory;
+mod headers;
 mod mistaken;
 mod names;
 
+use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::ops::Range;
+use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use zip::result::ZipError;
-use zip::{CompressionMethod, ExtraField, ZipArchive};
+use flate2::Crc;
 
 use super::space;
 use crate::error::Error;
 use crate::task::{LogLine, Task};
-use mistaken::not_a_zip;
-use names::{base_name, decoded_name, depth, is_named_like_photo};
+use content::{Content, Method};
+use directory::{EndRecord, Entry, FOLDER};
+use mistaken::{Fault, not_a_zip};
+use names::{base_name, depth, is_named_like_photo};
 pub use names::{flat_names, is_junk, shown};
 
 /// What a zip of photos never needs more of. A photo is compressed already, so that a deflated one shrinks by a few
@@ -62,7 +66,8 @@ pub struct Extraction {
 }
 
 /// Extracts every photo of `zip`, wherever it lies in it, to `folder/0`, `folder/1`, …, ordered by depth and name.
-/// The archive's names reach no path. A wrong number of entries at the end of `zip` is set right in it.
+/// The archive's names reach no path. What is no photo is read as well, though not written: a zip that lies about one of
+/// its files is not to be believed in the others.
 ///
 /// # Errors
 /// [`Error::BadZip`] for what is no zip or a damaged or lying one, [`Error::Unusable`] for one that is encrypted or
@@ -74,68 +79,79 @@ pub fn extract(
     limits: &Limits,
     task: &Task<LogLine>,
 ) -> Result<Extraction, Error> {
-    let file = File::options()
-        .read(true)
-        .write(true)
-        .open(zip)
-        .map_err(Error::io("read", zip))?;
-    let Some(directory) = Directory::find(&file, limits).map_err(Error::io("read", zip))? else {
-        let error = ZipError::InvalidArchive("no central directory ends where it should".into());
-        return Err(not_a_zip(zip, content_type, &error)?);
+    let zip = Zip {
+        file: File::open(zip).map_err(Error::io("read", zip))?,
+        path: zip,
     };
-    if directory.entries > limits.entries {
-        return Err(Error::BadZip(format!(
-            "the zip has more entries than the {} that are allowed",
-            limits.entries
-        )));
+    let end = match EndRecord::find(&zip, limits)? {
+        Ok(end) => end,
+        Err(reason) => return Err(not_a_zip(zip.path, content_type, &Fault::Damaged(reason))?),
+    };
+    match extract_from(&zip, &end, folder, limits, task) {
+        Err(Error::BadZip(_)) if end.is_of_several_parts => Err(not_a_zip(
+            zip.path,
+            content_type,
+            &Fault::OneOfSeveralParts,
+        )?),
+        extraction => extraction,
     }
-    directory.settle(&file).map_err(Error::io("write", zip))??;
-    let mut archive = match ZipArchive::new(io::BufReader::new(&file)) {
-        Ok(archive) => archive,
-        Err(ZipError::Io(error)) if error.raw_os_error().is_some() => {
-            return Err(Error::io("read", zip)(error));
-        }
-        Err(error) => return Err(not_a_zip(zip, content_type, &error)?),
-    };
-    if archive.central_directory_start() != directory.start {
-        let error = ZipError::InvalidArchive("its central directory lies elsewhere".into());
-        return Err(not_a_zip(zip, content_type, &error)?);
+}
+
+/// The file that came.
+struct Zip<'a> {
+    file: File,
+    path: &'a Path,
+}
+
+impl Zip<'_> {
+    /// For `map_err`, on reading.
+    fn unreadable(&self, error: io::Error) -> Error {
+        Error::io("read", self.path)(error)
     }
-    let (mut extraction, entries) = match choose(&mut archive, &file) {
-        Err(Error::BadZip(_)) if directory.is_of_several_parts => {
-            let error = ZipError::UnsupportedArchive("it says to be the last of several");
-            return Err(not_a_zip(zip, content_type, &error)?);
-        }
-        chosen => chosen?,
-    };
-    refuse_overlaps(&entries, archive.central_directory_start())?;
+
+    fn read_at(&self, buffer: &mut [u8], at: u64) -> Result<(), Error> {
+        self.file
+            .read_exact_at(buffer, at)
+            .map_err(|error| self.unreadable(error))
+    }
+}
+
+fn extract_from(
+    zip: &Zip<'_>,
+    end: &EndRecord,
+    folder: &Path,
+    limits: &Limits,
+    task: &Task<LogLine>,
+) -> Result<Extraction, Error> {
+    let entries = end.entries(zip, limits)?;
+    refuse_unreadable(&entries)?;
     refuse_bombs(&entries, limits)?;
+    let data_starts = headers::check(zip, &entries, end.directory_start(), task)?;
+    let (mut extraction, photos) = choose(&entries);
     space::require(
         folder,
-        entries.iter().map(|entry| entry.bytes).sum(),
+        photos.iter().map(|index| entries[*index].bytes).sum(),
         "extracting the zip",
     )?;
-    for (number, entry) in entries.into_iter().enumerate() {
-        let path = folder.join(number.to_string());
-        write_entry(&mut archive, &entry, &path, task)?;
+    let mut numbers = vec![None; entries.len()];
+    for (number, index) in photos.iter().enumerate() {
+        numbers[*index] = Some(number);
+    }
+    let path_of = |number: usize| folder.join(number.to_string());
+    for ((entry, data_start), number) in entries.iter().zip(data_starts).zip(numbers) {
+        let path = number.map(path_of);
+        read_entry(zip, entry, data_start, path.as_deref(), task)?;
+    }
+    for (number, index) in photos.into_iter().enumerate() {
+        let entry = &entries[index];
         extraction.photos.push(Photo {
-            entry_name: entry.name,
-            path,
+            entry_name: entry.name.clone(),
+            path: path_of(number),
             bytes: entry.bytes,
             crc32: entry.crc32,
         });
     }
     Ok(extraction)
-}
-
-/// An entry that is to be extracted.
-struct Entry {
-    index: usize,
-    name: String,
-    bytes: u64,
-    compressed_bytes: u64,
-    crc32: u32,
-    header_start: u64,
 }
 
 fn damaged(entry_name: &str, reason: &str) -> Error {
@@ -145,141 +161,32 @@ fn damaged(entry_name: &str, reason: &str) -> Error {
     ))
 }
 
-fn choose<R: Read + Seek>(
-    archive: &mut ZipArchive<R>,
-    zip: &File,
-) -> Result<(Extraction, Vec<Entry>), Error> {
-    let mut extraction = Extraction::default();
-    let mut entries = Vec::new();
-    for index in 0..archive.len() {
-        let name = archive
-            .by_index_data(index)
-            .map(|entry| decoded_name(entry.name_raw(), entry.flags().as_u16()))
-            .map_err(|error| Error::BadZip(format!("entry {index}: {error}")))?;
-        let file = archive
-            .by_index_raw(index)
-            .map_err(|error| damaged(&name, &error.to_string()))?;
-        let is_renamed = |field: &ExtraField| matches!(field, ExtraField::UnicodePath(_));
-        // That field gives the entry another name, in the directory alone.
-        if !file.extra_data_fields().any(is_renamed) {
-            check_local_name(zip, &name, file.name_raw(), file.header_start())?;
-        }
-        if name.ends_with('/') {
-            continue;
-        }
-        if !is_named_like_photo(&name) || is_junk(&name) {
-            extraction.others.push(name);
-            continue;
-        }
-        // The kind of file, in the upper half where Unix wrote the entry: a link's content is a path, not a photo.
-        // Some writers leave odd bits there on what is a file all the same.
-        let kind = file.unix_mode().unwrap_or_default() & 0o170_000;
-        if kind == LINK {
-            extraction.left_out.push((name, "it is a symbolic link"));
-        } else if FIFO_DEVICES_SOCKET.contains(&kind) || (kind == FOLDER && file.size() == 0) {
-            extraction.left_out.push((name, "it is not a regular file"));
-        } else if base_name(&name).starts_with('.') {
-            // As Python's glob has it, which Musubi Tuner looks for images with.
-            extraction.left_out.push((
-                name,
-                "its name begins with a dot, which hides it from Musubi Tuner",
-            ));
-        } else if file.encrypted() {
+/// Encryption and methods that are not supported; of any entry, as Python's `zipfile` refuses the whole zip for them.
+fn refuse_unreadable(entries: &[Entry]) -> Result<(), Error> {
+    /// Of one entry, of one entry in a stronger way, and of the directory.
+    const ENCRYPTED: u16 = 1 | 1 << 6 | 1 << 13;
+    const PATCH: u16 = 1 << 5;
+    for entry in entries {
+        let method = Method::of(entry.method);
+        if entry.flags & ENCRYPTED != 0 {
             return Err(Error::Unusable(format!(
                 "{} in the zip is encrypted: make the zip without a password",
-                shown(&name)
+                shown(&entry.name)
             )));
-        } else if !is_supported(file.compression()) {
-            return Err(Error::Unusable(format!(
-                "{} in the zip is compressed with a method that cannot be read ({}): make the zip with the usual one, \
-                 Deflate",
-                shown(&name),
-                file.compression()
-            )));
-        } else {
-            entries.push(Entry {
-                index,
-                bytes: file.size(),
-                compressed_bytes: file.compressed_size(),
-                crc32: file.crc32(),
-                header_start: file.header_start(),
-                name,
-            });
         }
-    }
-    // The same photos get the same names, however the zip was put together.
-    entries.sort_by(|a, b| (depth(&a.name), &a.name).cmp(&(depth(&b.name), &b.name)));
-    Ok((extraction, entries))
-}
-
-/// Of `stat`'s mode, as far as it names the kind of file.
-const FOLDER: u32 = 0o040_000;
-const LINK: u32 = 0o120_000;
-const FIFO_DEVICES_SOCKET: [u32; 4] = [0o010_000, 0o020_000, 0o060_000, 0o140_000];
-
-fn is_supported(method: CompressionMethod) -> bool {
-    [
-        CompressionMethod::STORE,
-        CompressionMethod::DEFLATE,
-        CompressionMethod::DEFLATE64,
-        CompressionMethod::BZIP2,
-        CompressionMethod::LZMA,
-    ]
-    .contains(&method)
-}
-
-/// Two entries that share bytes: how one kilobyte becomes a terabyte.
-fn refuse_overlaps(entries: &[Entry], directory_start: u64) -> Result<(), Error> {
-    let mut by_place: Vec<&Entry> = entries.iter().collect();
-    by_place.sort_by_key(|entry| entry.header_start);
-    for (number, entry) in by_place.iter().enumerate() {
-        let end = entry
-            .header_start
-            .saturating_add(LOCAL_HEADER_BYTES)
-            .saturating_add(entry.compressed_bytes);
-        let (next, start) = by_place
-            .get(number + 1)
-            .map_or(("the central directory", directory_start), |next| {
-                (&next.name, next.header_start)
-            });
-        if end > start {
-            return Err(damaged(
-                &entry.name,
-                &format!(
-                    "it ends at byte {end} or later and overlaps {}, which begins at byte {start}",
-                    shown(next)
-                ),
-            ));
+        if entry.flags & PATCH == 0 && method.is_some_and(Method::is_supported) {
+            continue;
         }
-    }
-    Ok(())
-}
-
-/// Before its name.
-const LOCAL_HEADER_BYTES: u64 = 30;
-
-/// Refuses an entry that has one name in the directory and another one before its data, as Python's `zipfile` does:
-/// readers would disagree on what is in the zip.
-fn check_local_name(
-    zip: &File,
-    entry_name: &str,
-    directory_name: &[u8],
-    header_start: u64,
-) -> Result<(), Error> {
-    let read = || -> io::Result<Vec<u8>> {
-        let mut length = [0; 2];
-        zip.read_exact_at(&mut length, header_start + 26)?;
-        let mut name = vec![0; usize::from(u16::from_le_bytes(length))];
-        zip.read_exact_at(&mut name, header_start + LOCAL_HEADER_BYTES)?;
-        Ok(name)
-    };
-    let local_name = read().map_err(|error| damaged(entry_name, &error.to_string()))?;
-    if local_name != directory_name {
-        let local_name = shown(&String::from_utf8_lossy(&local_name));
-        return Err(damaged(
-            entry_name,
-            &format!("the header before its data calls it {local_name}"),
-        ));
+        let method = match method {
+            _ if entry.flags & PATCH != 0 => "patched data".to_owned(),
+            Some(method) => method.to_string(),
+            None => format!("number {}", entry.method),
+        };
+        return Err(Error::Unusable(format!(
+            "{} in the zip is compressed with a method that cannot be read ({method}): make the zip with the usual one, \
+             Deflate",
+            shown(&entry.name)
+        )));
     }
     Ok(())
 }
@@ -302,180 +209,135 @@ fn refuse_bombs(entries: &[Entry], limits: &Limits) -> Result<(), Error> {
     }
     if total > limits.total_bytes {
         return Err(Error::BadZip(format!(
-            "the photos in the zip take {total} bytes, {} are allowed",
+            "the files in the zip take {total} bytes, {} are allowed: put fewer photos into it, or set \
+             trainer.dataset_limits = DatasetLimits(photos_bytes=…)",
             limits.total_bytes
         )));
     }
     Ok(())
 }
 
-fn write_entry<R: Read + Seek>(
-    archive: &mut ZipArchive<R>,
+/// What to say of the entries, and which are to be extracted, in their order.
+fn choose(entries: &[Entry]) -> (Extraction, Vec<usize>) {
+    let mut extraction = Extraction::default();
+    // Of two entries of one name, the second overwrites the first.
+    let mut photos: HashMap<&str, usize> = HashMap::new();
+    for (index, entry) in entries.iter().enumerate() {
+        let name = &entry.name;
+        if name.ends_with('/') {
+            continue;
+        }
+        if !is_named_like_photo(name) || is_junk(name) {
+            extraction.others.push(name.clone());
+            continue;
+        }
+        // A link's content is a path, not a photo. Some writers leave odd bits there on what is a file all the same.
+        let reason = if entry.kind == LINK {
+            "it is a symbolic link"
+        } else if FIFO_DEVICES_SOCKET.contains(&entry.kind)
+            || (entry.kind == FOLDER && entry.bytes == 0)
+        {
+            "it is not a regular file"
+        } else if base_name(name).starts_with('.') {
+            // As Python's glob has it, which Musubi Tuner looks for images with.
+            "its name begins with a dot, which hides it from Musubi Tuner"
+        } else {
+            photos.insert(name, index);
+            continue;
+        };
+        extraction.left_out.push((name.clone(), reason));
+    }
+    let mut photos: Vec<usize> = photos.into_values().collect();
+    // The same photos get the same names, however the zip was put together.
+    photos.sort_by_key(|index| {
+        let name = entries[*index].name.as_str();
+        (depth(name), name)
+    });
+    (extraction, photos)
+}
+
+const LINK: u32 = 0o120_000;
+const FIFO_DEVICES_SOCKET: [u32; 4] = [0o010_000, 0o020_000, 0o060_000, 0o140_000];
+
+/// Reads an entry to its end, and writes it to `path`, if there is one.
+///
+/// # Errors
+/// [`Error::BadZip`] where it has not the size or the checksum that it declares.
+fn read_entry(
+    zip: &Zip<'_>,
     entry: &Entry,
-    path: &Path,
+    data_start: u64,
+    path: Option<&Path>,
     task: &Task<LogLine>,
 ) -> Result<(), Error> {
-    // The crate's reader checks the CRC and stops at the declared size.
-    let mut reader = archive
-        .by_index(entry.index)
-        .map_err(|error| damaged(&entry.name, &error.to_string()))?;
-    let mut file = File::create_new(path).map_err(Error::io("write", path))?;
-    let mut written = 0;
+    let damaged = |reason: String| damaged(&entry.name, &reason);
+    let mut reader = Content::open(&zip.file, entry, data_start)
+        .map_err(|error| damaged(format!("its data cannot be read: {error}")))?;
+    let mut file = match path {
+        Some(path) => Some((
+            File::create_new(path).map_err(Error::io("write", path))?,
+            path,
+        )),
+        None => None,
+    };
+    let mut bytes = 0u64;
+    let mut checksum = Crc::new();
     let mut buffer = vec![0; 64 << 10];
     loop {
         task.check()?;
-        match reader.read(&mut buffer) {
+        let content = match reader.read(&mut buffer) {
             Ok(0) => break,
-            Ok(count) => {
-                file.write_all(&buffer[..count])
-                    .map_err(space::write_failed(path))?;
-                written += count as u64;
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Ok(count) => &buffer[..count],
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) if error.raw_os_error().is_some() => {
-                return Err(Error::io("read the zip for", path)(error));
+                return Err(zip.unreadable(error));
             }
             Err(error) => {
-                return Err(damaged(
-                    &entry.name,
-                    &format!("{error} ({written} of {} bytes read)", entry.bytes),
-                ));
-            }
-        }
-    }
-    if written != entry.bytes {
-        return Err(damaged(
-            &entry.name,
-            &format!("{written} of {} bytes are there", entry.bytes),
-        ));
-    }
-    Ok(())
-}
-
-/// Where the zip's directory lies and how much is in it, as Python's `zipfile` finds it: by its size. The number of
-/// entries that the end record says is wrong in zips of some writers, most of all from 65,536 entries on.
-struct Directory {
-    start: u64,
-    /// Counted; beyond the limit not to the end.
-    entries: u64,
-    is_of_several_parts: bool,
-    end_record: u64,
-    /// The record that tells what is too large for the end record.
-    end_record_64: Option<u64>,
-}
-
-impl Directory {
-    fn find(file: &File, limits: &Limits) -> io::Result<Option<Self>> {
-        const END: &[u8] = b"PK\x05\x06";
-        const END_64: &[u8] = b"PK\x06\x06";
-        const LOCATOR_64: &[u8] = b"PK\x06\x07";
-        let length = file.metadata()?.len();
-        // The record with its longest comment, and those of zip64 before it.
-        let tail_start = length.saturating_sub(22 + 0xffff + 76);
-        let mut tail = Vec::new();
-        let mut reader = io::BufReader::new(file);
-        reader.seek(SeekFrom::Start(tail_start))?;
-        reader.read_to_end(&mut tail)?;
-        let number = |at: usize, bytes: usize| {
-            let digits = tail[at..at + bytes].iter().rev();
-            digits.fold(0, |number, byte| number << 8 | u64::from(*byte))
-        };
-        let is = |at: usize, signature: &[u8]| tail[at..].starts_with(signature);
-        // The last is the one, unless a comment behind it holds the signature: not often, but in a hostile zip.
-        let ends = (0..tail.len().saturating_sub(21)).rev();
-        for end in ends.filter(|end| is(*end, END)).take(8) {
-            let end_64 = end
-                .checked_sub(76)
-                .filter(|end_64| is(*end_64, END_64) && is(end - 20, LOCATOR_64));
-            let (directory_end, size, disk) = match end_64 {
-                Some(end_64) => (end_64, number(end_64 + 40, 8), number(end_64 + 16, 4)),
-                None => (end, number(end + 12, 4), number(end + 4, 2)),
-            };
-            let directory_end = tail_start + directory_end as u64;
-            let Some(start) = directory_end.checked_sub(size) else {
-                continue;
-            };
-            if let Some(entries) = count_headers(&mut reader, start..directory_end, limits.entries)?
-            {
-                return Ok(Some(Self {
-                    start,
-                    entries,
-                    is_of_several_parts: disk != 0,
-                    end_record: tail_start + end as u64,
-                    end_record_64: end_64.map(|end_64| tail_start + end_64 as u64),
-                }));
-            }
-        }
-        Ok(None)
-    }
-
-    /// Has the end record say what is in the directory, which the crate goes by.
-    fn settle(&self, file: &File) -> io::Result<Result<(), Error>> {
-        const IN_END_RECORD_64: u16 = 0xffff;
-        let mut counts = [0; 8];
-        file.read_exact_at(&mut counts, self.end_record + 4)?;
-        let entries = match (u16::try_from(self.entries), self.end_record_64) {
-            (_, Some(_)) if counts[4..] == [0xff; 4] => IN_END_RECORD_64,
-            (Ok(entries), _) => entries,
-            (Err(_), Some(_)) => IN_END_RECORD_64,
-            (Err(_), None) => {
-                return Ok(Err(Error::BadZip(format!(
-                    "the zip has {} entries, which only a zip64 can tell, and it tells {}: make it with another program",
-                    self.entries,
-                    u16::from_le_bytes([counts[6], counts[7]])
-                ))));
+                return Err(damaged(format!(
+                    "{error} ({bytes} of {} bytes read)",
+                    entry.bytes
+                )));
             }
         };
-        let [low, high] = entries.to_le_bytes();
-        // Two numbers of disks, two of entries.
-        let settled = [0, 0, 0, 0, low, high, low, high];
-        if counts != settled {
-            file.write_all_at(&settled, self.end_record + 4)?;
+        bytes += content.len() as u64;
+        if bytes > entry.bytes {
+            return Err(damaged(format!(
+                "it inflates past the {} bytes that it declares",
+                entry.bytes
+            )));
         }
-        if let Some(record) = self.end_record_64 {
-            let settled = [
-                [0; 8],
-                self.entries.to_le_bytes(),
-                self.entries.to_le_bytes(),
-            ]
-            .concat();
-            file.write_all_at(&settled, record + 16)?;
+        checksum.update(content);
+        if let Some((file, path)) = &mut file {
+            file.write_all(content).map_err(space::write_failed(path))?;
         }
-        Ok(Ok(()))
     }
-}
-
-/// How many headers lie there, one after the other, and nothing else; at most one more than `limit`.
-fn count_headers(
-    reader: &mut io::BufReader<&File>,
-    place: Range<u64>,
-    limit: u64,
-) -> io::Result<Option<u64>> {
-    let (mut at, mut count) = (place.start, 0);
-    reader.seek(SeekFrom::Start(at))?;
-    while at < place.end && count <= limit {
-        let mut header = [0; 46];
-        match reader.read_exact(&mut header) {
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-            result => result?,
-        }
-        if !header.starts_with(b"PK\x01\x02") {
-            return Ok(None);
-        }
-        let length = |at: usize| i64::from(u16::from_le_bytes([header[at], header[at + 1]]));
-        // Its name, extra fields and comment.
-        let rest = length(28) + length(30) + length(32);
-        reader.seek_relative(rest)?;
-        at += header.len() as u64 + rest.unsigned_abs();
-        count += 1;
+    if bytes != entry.bytes {
+        return Err(damaged(format!(
+            "{bytes} of {} bytes are there",
+            entry.bytes
+        )));
     }
-    Ok(Some(count))
+    if checksum.sum() != entry.crc32 {
+        return Err(damaged(format!(
+            "its checksum is {:08x}, {:08x} is declared",
+            checksum.sum(),
+            entry.crc32
+        )));
+    }
+    match reader.compressed_bytes() {
+        Some(compressed) if compressed != entry.compressed_bytes => Err(damaged(format!(
+            "its compressed data end after {compressed} of {} bytes",
+            entry.compressed_bytes
+        ))),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::io::Cursor;
 
+    use zip::CompressionMethod;
     use zip::write::SimpleFileOptions;
 
     use super::*;
@@ -693,6 +555,36 @@ mod tests {
     }
 
     #[test]
+    fn more_entries_than_the_end_can_say_are_read() {
+        const ENTRIES: u32 = 0x1_0001;
+        let (mut zip, mut directory) = (Vec::new(), Vec::new());
+        for number in 0..ENTRIES {
+            let extension = if number == 0x1_0000 { "jpg" } else { "txt" };
+            let name = format!("{number}.{extension}");
+            let about = [
+                b"\x14\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0".as_slice(),
+                &u16::try_from(name.len()).unwrap().to_le_bytes(),
+                &[0, 0],
+            ]
+            .concat();
+            directory.extend(b"PK\x01\x02\x14\0");
+            directory.extend([&about, &[0; 10][..]].concat());
+            directory.extend(u32::try_from(zip.len()).unwrap().to_le_bytes());
+            directory.extend(name.as_bytes());
+            zip.extend([b"PK\x03\x04", about.as_slice(), name.as_bytes()].concat());
+        }
+        let start = u32::try_from(zip.len()).unwrap();
+        let size = u32::try_from(directory.len()).unwrap();
+        zip.extend(directory);
+        zip.extend(b"PK\x05\x06\0\0\0\0\x01\0\x01\0");
+        zip.extend([size.to_le_bytes(), start.to_le_bytes()].concat());
+        zip.extend([0, 0]);
+        let extraction = extracted(&zip, &Limits::default()).unwrap();
+        assert_eq!(extraction.photos.len(), 1);
+        assert_eq!(extraction.others.len(), 0x1_0000);
+    }
+
+    #[test]
     fn the_last_of_several_parts_is_named() {
         let zip = zip_of([("a.jpg", jpeg(1, 1))]);
         let directory = zip
@@ -831,7 +723,7 @@ mod tests {
             (
                 "inflates past what it declares",
                 patched(zip.clone(), 22, 24, &[9, 0, 0, 0]),
-                "declared uncompressed size",
+                "inflates past the 9 bytes that it declares",
             ),
             (
                 "shorter than declared",
@@ -873,7 +765,7 @@ mod tests {
         );
         let (message, is_bad_zip) = refusal(&patched(zip, 8, 10, &[98, 0]));
         assert!(
-            !is_bad_zip && message.contains("a.jpg in the zip") && message.contains("Ppmd"),
+            !is_bad_zip && message.contains("a.jpg in the zip") && message.contains("PPMd"),
             "{message}"
         );
     }

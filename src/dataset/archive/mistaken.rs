@@ -4,18 +4,21 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-use zip::result::ZipError;
-
 use super::names::shown;
 use crate::error::Error;
 use crate::web_page;
 
+/// Why something that begins like a zip is none.
+pub enum Fault {
+    Damaged(String),
+    OneOfSeveralParts,
+}
+
 /// Says what it is instead.
-pub fn not_a_zip(
-    path: &Path,
-    content_type: Option<&str>,
-    error: &ZipError,
-) -> Result<Error, Error> {
+///
+/// # Errors
+/// [`Error::Io`], where it cannot be read.
+pub fn not_a_zip(path: &Path, content_type: Option<&str>, fault: &Fault) -> Result<Error, Error> {
     let read = || -> io::Result<(u64, Vec<u8>)> {
         let file = File::open(path)?;
         let mut head = Vec::new();
@@ -32,11 +35,16 @@ pub fn not_a_zip(
     let what = if head.is_empty() {
         "the server sent an empty file".to_owned()
     } else if is(b"PK") {
-        let hint = match error {
-            ZipError::UnsupportedArchive(_) => "a zip in several parts: make it one file",
-            _ => "a zip that is cut short or damaged: make it, or upload it, again",
-        };
-        format!("the server sent {hint} ({kind}{length} bytes: {error})")
+        match fault {
+            Fault::Damaged(reason) => format!(
+                "the server sent a zip that is cut short or damaged: make it, or upload it, again ({kind}{length} bytes: \
+                 {reason})"
+            ),
+            Fault::OneOfSeveralParts => format!(
+                "the server sent a zip in several parts: make it one file ({kind}{length} bytes, which say to be the last \
+                 part)"
+            ),
+        }
     } else if web_page::begins(&head) {
         format!(
             "the server sent a web page, not a zip ({kind}{length} bytes): use the direct link to the file"

@@ -66,6 +66,9 @@ pub fn is_junk(entry_name: &str) -> bool {
 /// A name from a zip, for a log line or a message: nothing in it can start a line, steer a terminal or run on.
 #[must_use]
 pub fn shown(name: &str) -> String {
+    if name.is_empty() {
+        return "(a file without a name)".to_owned();
+    }
     let mut shown: String = name
         .chars()
         .take(120)
