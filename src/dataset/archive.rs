@@ -810,4 +810,197 @@ mod tests {
         let (message, is_bad_zip) = refusal(&overlapping);
         assert!(is_bad_zip && message.contains("overlap"), "{message}");
     }
+
+    mod properties {
+        use proptest::prelude::*;
+        use proptest::sample::Index;
+
+        use super::*;
+
+        const LIMITS: Limits = Limits {
+            entries: 20,
+            total_bytes: 64 << 10,
+            ratio: 100,
+            ratio_free_bytes: 4 << 10,
+        };
+
+        /// Whatever it is: it ends, no more than the limits is written, only numbered files in the folder, and what is
+        /// taken is what the zip declares.
+        fn holds(zip: &[u8]) -> Result<(), TestCaseError> {
+            let folder = tempfile::tempdir().unwrap();
+            let (path, into) = (folder.path().join("a.zip"), folder.path().join("into"));
+            std::fs::write(&path, zip).unwrap();
+            std::fs::create_dir(&into).unwrap();
+            let result = extract(&path, None, &into, &LIMITS, &task().0);
+            prop_assert_eq!(
+                std::fs::read(&path).unwrap(),
+                zip,
+                "the zip itself is left as it is"
+            );
+            prop_assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
+            let mut written = 0;
+            for entry in std::fs::read_dir(&into).unwrap() {
+                let entry = entry.unwrap();
+                prop_assert!(entry.file_type().unwrap().is_file());
+                prop_assert!(entry.file_name().to_str().unwrap().parse::<u64>().is_ok());
+                written += entry.metadata().unwrap().len();
+            }
+            prop_assert!(written <= LIMITS.total_bytes, "{written} bytes are written");
+            let extraction = match result {
+                Ok(extraction) => extraction,
+                Err(Error::BadZip(message) | Error::Unusable(message)) => {
+                    prop_assert!(!message.is_empty() && !message.contains(['\n', '\0']));
+                    return Ok(());
+                }
+                Err(error) => return Err(TestCaseError::fail(error.to_string())),
+            };
+            let listed = extraction.photos.len() + extraction.others.len();
+            prop_assert!(listed + extraction.left_out.len() <= 20);
+            for photo in extraction.photos {
+                let content = std::fs::read(&photo.path).unwrap();
+                let mut checksum = Crc::new();
+                checksum.update(&content);
+                prop_assert_eq!(
+                    (content.len() as u64, checksum.sum()),
+                    (photo.bytes, photo.crc32)
+                );
+            }
+            Ok(())
+        }
+
+        fn corpus() -> Vec<Vec<u8>> {
+            let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/corpus/archive");
+            let mut files: Vec<_> = std::fs::read_dir(folder)
+                .unwrap()
+                .map(|file| file.unwrap().path())
+                .collect();
+            files.sort();
+            files
+                .iter()
+                .map(|file| std::fs::read(file).unwrap())
+                .collect()
+        }
+
+        #[test]
+        fn every_zip_of_the_corpus_holds() {
+            let zips = corpus();
+            assert!(zips.len() > 20);
+            for zip in zips {
+                holds(&zip).unwrap();
+            }
+        }
+
+        /// One thing that damage, or malice, does to a zip.
+        #[derive(Clone, Debug)]
+        enum Change {
+            Flip(Index, u8),
+            /// A number, at an offset from one of the records.
+            Overwrite(Index, usize, Vec<u8>),
+            Cut(Index),
+            Remove(Index, usize),
+            Insert(Index, Vec<u8>),
+            /// A part of another zip, or of the same.
+            Splice(Index, Index, Index, usize),
+        }
+
+        fn change() -> impl Strategy<Value = Change> {
+            let telling = prop_oneof![
+                prop::sample::select(vec![
+                    0u64,
+                    1,
+                    8,
+                    0xff,
+                    0xffff,
+                    0x7fff_ffff,
+                    0xffff_ffff,
+                    u64::MAX
+                ]),
+                0u64..800,
+                any::<u64>(),
+            ];
+            let number = (telling, prop::sample::select(vec![1, 2, 4, 8]))
+                .prop_map(|(number, bytes)| number.to_le_bytes()[..bytes].to_vec());
+            let signatures = vec![
+                b"PK\x03\x04".to_vec(),
+                b"PK\x01\x02".to_vec(),
+                b"PK\x05\x06".to_vec(),
+                b"PK\x06\x06".to_vec(),
+                b"PK\x06\x07".to_vec(),
+                b"PK\x07\x08".to_vec(),
+            ];
+            let bytes = prop_oneof![
+                prop::sample::select(signatures),
+                prop::collection::vec(any::<u8>(), 1..40),
+            ];
+            prop_oneof![
+                1 => (any::<Index>(), 0..8u8).prop_map(|(at, bit)| Change::Flip(at, bit)),
+                6 => (any::<Index>(), 0..60usize, number)
+                    .prop_map(|(record, offset, number)| Change::Overwrite(record, offset, number)),
+                1 => any::<Index>().prop_map(Change::Cut),
+                1 => (any::<Index>(), 1..60usize).prop_map(|(at, bytes)| Change::Remove(at, bytes)),
+                1 => (any::<Index>(), bytes).prop_map(|(at, bytes)| Change::Insert(at, bytes)),
+                1 => (any::<Index>(), any::<Index>(), any::<Index>(), 1..400usize)
+                    .prop_map(|(at, zip, from, bytes)| Change::Splice(at, zip, from, bytes)),
+            ]
+        }
+
+        fn changed(mut zip: Vec<u8>, change: &Change, corpus: &[Vec<u8>]) -> Vec<u8> {
+            if zip.is_empty() {
+                return zip;
+            }
+            let length = zip.len();
+            match change {
+                Change::Flip(at, bit) => zip[at.index(length)] ^= 1 << bit,
+                Change::Overwrite(record, offset, number) => {
+                    let records: Vec<usize> = zip
+                        .windows(2)
+                        .enumerate()
+                        .filter_map(|(at, window)| (window == b"PK").then_some(at))
+                        .collect();
+                    if !records.is_empty() {
+                        let at = records[record.index(records.len())] + offset;
+                        for (byte, new) in zip.iter_mut().skip(at).zip(number) {
+                            *byte = *new;
+                        }
+                    }
+                }
+                Change::Cut(at) => zip.truncate(at.index(length)),
+                Change::Remove(at, bytes) => {
+                    let at = at.index(length);
+                    zip.drain(at..length.min(at + bytes));
+                }
+                Change::Insert(at, bytes) => {
+                    let at = at.index(length);
+                    zip.splice(at..at, bytes.iter().copied());
+                }
+                Change::Splice(at, other, from, bytes) => {
+                    let other = &corpus[other.index(corpus.len())];
+                    let from = from.index(other.len());
+                    let part = &other[from..other.len().min(from + bytes)];
+                    let at = at.index(length);
+                    zip.splice(at..at, part.iter().copied());
+                }
+            }
+            zip
+        }
+
+        proptest! {
+            #[test]
+            fn any_bytes_are_refused_or_read(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
+                holds(&bytes)?;
+                holds(&[b"PK\x03\x04".as_slice(), &bytes].concat())?;
+            }
+
+            #[test]
+            fn changed_zips_are_refused_or_read(
+                zip in any::<Index>(),
+                changes in prop::collection::vec(change(), 1..4),
+            ) {
+                let corpus = corpus();
+                let zip = corpus[zip.index(corpus.len())].clone();
+                let zip = changes.iter().fold(zip, |zip, change| changed(zip, change, &corpus));
+                holds(&zip)?;
+            }
+        }
+    }
 }

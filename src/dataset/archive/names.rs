@@ -137,10 +137,15 @@ fn free_stem(stem: &str, taken: &mut HashMap<String, u64>) -> String {
     }
 }
 
+/// The same for stems that differ in case or Unicode form only. By way of upper case, since letters that share one are
+/// the same to some file systems: ß and ss, ſ and s, both small sigmas.
 fn folded(stem: &str) -> String {
-    ComposingNormalizerBorrowed::new_nfc()
-        .normalize(&stem.to_lowercase())
-        .into_owned()
+    let composed = |text: &str| {
+        ComposingNormalizerBorrowed::new_nfc()
+            .normalize(text)
+            .into_owned()
+    };
+    composed(&composed(stem).to_uppercase().to_lowercase())
 }
 
 /// Stem and extension of one photo's flat name.
@@ -226,5 +231,115 @@ mod tests {
                 .all(|stem| format!("{stem}_99999x99999_zi.safetensors").len() <= 255),
             "{stems:?}"
         );
+    }
+
+    mod properties {
+        use std::collections::HashSet;
+
+        use icu_normalizer::DecomposingNormalizerBorrowed;
+        use proptest::prelude::*;
+
+        use super::*;
+
+        /// Of entries that are taken for photos.
+        fn is_taken(name: &str) -> bool {
+            is_named_like_photo(name) && !base_name(name).starts_with('.')
+        }
+
+        fn holds(entry_names: &[&str]) -> Result<(), TestCaseError> {
+            let names = flat_names(entry_names);
+            prop_assert_eq!(names.len(), entry_names.len());
+            let mut stems = HashSet::new();
+            for (entry_name, name) in entry_names.iter().zip(&names) {
+                let (stem, extension) = name.rsplit_once('.').unwrap_or_default();
+                prop_assert!(
+                    !stem.is_empty() && !name.starts_with('.'),
+                    "{entry_name:?} became {name:?}"
+                );
+                prop_assert!(!name.contains(['/', '\\']) && !name.contains(is_unprintable));
+                prop_assert!(["jpg", "jpeg", "JPG", "JPEG"].contains(&extension));
+                let cache = format!("{stem}_99999x99999_zi.safetensors");
+                prop_assert!(cache.len() <= 255);
+                prop_assert!(
+                    stems.insert(folded(stem)),
+                    "{name:?} comes twice, for {entry_names:?}"
+                );
+            }
+            prop_assert_eq!(&flat_names(entry_names), &names);
+
+            // Whose stem is its own keeps its name, wherever in the order it stands.
+            let reversed: Vec<&str> = entry_names.iter().rev().copied().collect();
+            let alone = |name: &str| {
+                let stem = folded(&safe_parts(name).0);
+                let same = |other: &&&str| folded(&safe_parts(other).0) == stem;
+                entry_names.iter().filter(same).count() == 1
+            };
+            for ((entry_name, name), again) in entry_names
+                .iter()
+                .zip(&names)
+                .zip(flat_names(&reversed).iter().rev())
+            {
+                if alone(entry_name) {
+                    let (stem, extension) = safe_parts(entry_name);
+                    prop_assert_eq!(name, &format!("{stem}.{extension}"));
+                    prop_assert_eq!(name, again);
+                }
+            }
+            Ok(())
+        }
+
+        #[test]
+        fn every_name_of_the_corpus_holds() {
+            let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/corpus/names");
+            for file in std::fs::read_dir(folder).unwrap() {
+                let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
+                let names: Vec<&str> = text.split('\n').filter(|name| is_taken(name)).collect();
+                assert!(!names.is_empty());
+                holds(&names).unwrap();
+            }
+        }
+
+        /// Of few letters, so that they meet.
+        fn name() -> impl Strategy<Value = String> {
+            let part = prop_oneof![
+                "[aAbéÉßſsSkK\u{212a}σςΣ_2.]{1,4}",
+                "e\u{301}|E\u{301}|\u{1e9e}|ﬁ|İ|i\u{307}",
+                "[/\\\\:.]|\\.\\./|C:|\\\\\\\\",
+                "\\PC{0,3}",
+                any::<String>(),
+                "[a日é]{60,130}",
+            ];
+            let parts = prop::collection::vec(part, 0..4).prop_map(|parts| parts.concat());
+            let ending = prop::sample::select(vec![".jpg", ".jpeg", ".JPG", ".JPEG", ".jPg"]);
+            (parts, ending).prop_map(|(parts, ending)| format!("{parts}{ending}"))
+        }
+
+        proptest! {
+            #[test]
+            fn flat_names_are_valid_unique_and_stable(
+                names in prop::collection::vec(name(), 0..12),
+            ) {
+                let names: Vec<&str> = names
+                    .iter()
+                    .map(String::as_str)
+                    .filter(|name| is_taken(name))
+                    .collect();
+                holds(&names)?;
+            }
+
+            #[test]
+            fn a_stem_folds_to_the_same_in_every_form_and_case(stem in any::<String>()) {
+                let decomposed = DecomposingNormalizerBorrowed::new_nfd().normalize(&stem).into_owned();
+                prop_assert_eq!(folded(&decomposed), folded(&stem));
+                prop_assert_eq!(folded(&stem.to_uppercase()), folded(&stem));
+            }
+
+            #[test]
+            fn what_is_shown_stays_on_its_line(name in any::<String>()) {
+                let shown = shown(&name);
+                prop_assert!(!shown.is_empty() && shown.chars().count() <= 121);
+                prop_assert!(!shown.contains(is_unprintable));
+            }
+        }
     }
 }
