@@ -5,6 +5,7 @@ import stat
 import struct
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -38,6 +39,29 @@ def jpeg(width: int = 64, height: int = 48, comment: str = "", *, orientation: i
             b"\xff\xd9",
         ]
     )
+
+
+def png(width: int, height: int) -> bytes:
+    """A real PNG, all black."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    rows = zlib.compress(bytes((1 + width) * height))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def webp(width: int, height: int) -> bytes:
+    """A real lossless WebP, all of one colour: every code has one symbol and takes no bits."""
+    bits, length = 0, 0
+    # Sizes less one, no alpha, version 0; no transform, no colour cache, no meta codes; five codes of one symbol.
+    for value, count in [(width - 1, 14), (height - 1, 14), (0, 4), (0, 3), *[(0b0001, 4)] * 5]:
+        bits |= value << length
+        length += count
+    data = b"\x2f" + bits.to_bytes(-(-length // 8), "little")
+    data = struct.pack("<I", len(data)) + data + bytes(len(data) % 2)
+    return b"RIFF" + struct.pack("<I", 8 + len(data)) + b"WEBPVP8L" + data
 
 
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 64

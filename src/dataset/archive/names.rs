@@ -331,7 +331,8 @@ mod tests {
             fn a_stem_folds_to_the_same_in_every_form_and_case(stem in any::<String>()) {
                 let decomposed = DecomposingNormalizerBorrowed::new_nfd().normalize(&stem).into_owned();
                 prop_assert_eq!(folded(&decomposed), folded(&stem));
-                prop_assert_eq!(folded(&stem.to_uppercase()), folded(&stem));
+                let composed = ComposingNormalizerBorrowed::new_nfc().normalize(&stem).into_owned();
+                prop_assert_eq!(folded(&composed.to_uppercase()), folded(&stem));
             }
 
             #[test]
