@@ -75,7 +75,7 @@ def refused(name: str, data: bytes, *says: str, kind: str = "BadZipFile") -> Ref
     return Refused(name, data, says, kind)
 
 
-TWO = (photo("a.jpg"), photo("in/b.jpg"))
+TWO = (photo("a.jpg"), photo("b.jpg"))
 SIZES = {name: getattr(TWO[0].header, name) for name in ("crc", "compressed", "size")}
 NOT_YET: dict[str, Any] = {"flags": DESCRIPTOR, "crc": 0, "compressed": 0, "size": 0}
 

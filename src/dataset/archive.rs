@@ -756,6 +756,39 @@ mod tests {
     }
 
     #[test]
+    fn every_cut_is_refused() {
+        let zip = zip_of([("a.jpg", jpeg(64, 48)), ("b.txt", vec![1; 99])]);
+        for length in 0..zip.len() {
+            let (message, is_bad_zip) = refusal(&zip[..length]);
+            assert!(is_bad_zip, "{length} bytes: {message}");
+        }
+    }
+
+    #[test]
+    fn a_flipped_bit_changes_no_photo() {
+        let zip = zip_of([("a.jpg", shaded_jpeg(1)), ("b.jpg", shaded_jpeg(2))]);
+        let whole: Vec<u32> = extracted(&zip, &Limits::default())
+            .unwrap()
+            .photos
+            .iter()
+            .map(|photo| photo.crc32)
+            .collect();
+        for at in 0..zip.len() * 8 {
+            let mut flipped = zip.clone();
+            flipped[at / 8] ^= 1 << (at % 8);
+            if let Ok(extraction) = extracted(&flipped, &Limits::default()) {
+                let photos = extraction.photos.iter();
+                assert!(
+                    photos
+                        .map(|photo| photo.crc32)
+                        .all(|crc| whole.contains(&crc)),
+                    "bit {at}"
+                );
+            }
+        }
+    }
+
+    #[test]
     fn encryption_and_unknown_methods_are_named() {
         let zip = zip_of([("a.jpg", jpeg(64, 48)), ("b.txt", vec![1])]);
         let (message, is_bad_zip) = refusal(&patched(zip.clone(), 6, 8, &[1, 0]));
@@ -786,7 +819,8 @@ mod tests {
                     entries: 1,
                     ..Limits::default()
                 },
-                "more entries than the 1 that are allowed",
+                "more entries than the 1 that are allowed: put fewer files into it, or set trainer.dataset_limits = \
+                 DatasetLimits(entries=…)",
             ),
             (
                 Limits {

@@ -71,7 +71,7 @@ pub fn fault(path: &Path) -> io::Result<Option<String>> {
     };
     reader.rewind()?;
     let cut = match kind {
-        ImageType::Png => png_is_cut(&mut reader, bytes)?,
+        ImageType::Png => png_is_cut(reader.get_ref(), bytes)?,
         ImageType::Webp => {
             u64::from(u32::from_le_bytes([head[4], head[5], head[6], head[7]])) + 8 > bytes
         }
@@ -124,12 +124,10 @@ fn jpeg_fault(reader: &mut BufReader<File>, bytes: u64) -> io::Result<Option<Str
     };
     reader.seek(SeekFrom::Start(2))?;
     let mut size: Option<(u64, u64)> = None;
-    let mut tail = [0; 2];
-    reader.get_ref().read_exact_at(&mut tail, bytes - 2)?;
     while let Some(marker) = next_marker(reader)? {
         match marker {
-            // Where the coded data begins and the file ends as it should, what lies between need not be read.
-            0xda if tail == [0xff, 0xd9] && size.is_some() => {
+            // Where the coded data begins, what lies between it and its end need not be read.
+            0xda if size.is_some() && ends_near_the_end(reader, bytes)? => {
                 return Ok(size.and_then(|(width, height)| size_fault(width, height.max(1))));
             }
             0xd9 => {
@@ -168,6 +166,20 @@ fn jpeg_fault(reader: &mut BufReader<File>, bytes: u64) -> io::Result<Option<Str
     cut()
 }
 
+/// Whether the end-of-image marker is among the last bytes: last of all, or before what some cameras and phones append.
+/// The reader stands where the coded data begins.
+fn ends_near_the_end(reader: &mut BufReader<File>, bytes: u64) -> io::Result<bool> {
+    const NEAR: u64 = 64 << 10;
+    let ends = |file: &File, bytes_back: u64, begin: u64| -> io::Result<bool> {
+        let start = bytes.saturating_sub(bytes_back).max(begin);
+        let mut tail = vec![0; usize::try_from(bytes.saturating_sub(start)).unwrap_or_default()];
+        file.read_exact_at(&mut tail, start)?;
+        Ok(tail.windows(2).any(|marker| marker == [0xff, 0xd9]))
+    };
+    let begin = reader.stream_position()?;
+    Ok(ends(reader.get_ref(), 2, begin)? || ends(reader.get_ref(), NEAR, begin)?)
+}
+
 /// The next marker, over coded data and fill bytes; `None` at the end of the file.
 fn next_marker(reader: &mut impl BufRead) -> io::Result<Option<u8>> {
     let mut after_ff = false;
@@ -195,22 +207,31 @@ fn next_marker(reader: &mut impl BufRead) -> io::Result<Option<u8>> {
 
 /// Whether the picture's data is missing or runs past the end of the file. A missing or cut last chunk alone does not
 /// keep a PNG from opening.
-fn png_is_cut(reader: &mut BufReader<File>, bytes: u64) -> io::Result<bool> {
+fn png_is_cut(file: &File, bytes: u64) -> io::Result<bool> {
+    const END: &[u8] = b"\0\0\0\0IEND\xae\x42\x60\x82";
+    let read = |position: u64| -> io::Result<[u8; 12]> {
+        let mut chunk = [0; 12];
+        let there = usize::try_from(bytes.saturating_sub(position)).unwrap_or(chunk.len());
+        file.read_exact_at(&mut chunk[..there.min(12)], position)?;
+        Ok(chunk)
+    };
+    let ends = bytes > 12 && read(bytes - 12)? == *END;
     let mut position = 8;
     let mut has_data = false;
-    loop {
-        reader.seek(SeekFrom::Start(position))?;
-        let mut head = [0; 8];
-        if !filled(reader, &mut head)? || &head[4..] == b"IEND" {
-            return Ok(!has_data);
+    while position + 8 <= bytes && !(has_data && ends) {
+        let head = read(position)?;
+        match &head[4..8] {
+            b"IEND" => break,
+            b"IDAT" => has_data = true,
+            _ => {}
         }
-        has_data |= &head[4..] == b"IDAT";
         let length = u64::from(u32::from_be_bytes([head[0], head[1], head[2], head[3]]));
-        position = position + 8 + length + 4;
+        position += 8 + length + 4;
         if position > bytes {
             return Ok(true);
         }
     }
+    Ok(!has_data)
 }
 
 /// Fills the buffer; false where the file ends before.
@@ -290,6 +311,78 @@ mod tests {
                 fault.contains(reason),
                 "{reason:?} is wanted, {fault:?} is said"
             );
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn what_is_large_is_not_read_through() {
+        const BYTES: usize = 8 << 20;
+        let photo = jpeg(64, 48);
+        let coded = photo.windows(5).position(|at| at == b"coded").unwrap();
+        let mut large = [&photo[..coded], &vec![0x55; BYTES], &photo[coded..]].concat();
+        let picture = png(64, 48);
+        let data = picture.windows(4).position(|at| at == b"IDAT").unwrap() - 4;
+        let chunk = [b"\x00\x00\x20\x00IDAT".as_slice(), &[0x55; 0x2000 + 4]].concat();
+        let end = b"\0\0\0\0IEND\xae\x42\x60\x82";
+        let chunks = [&picture[..data], &chunk.repeat(BYTES / 0x2000), end].concat();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.jpg");
+        let read_by = |work: &dyn Fn()| {
+            let read = || {
+                let io = std::fs::read_to_string("/proc/thread-self/io").unwrap();
+                let count = io.lines().find_map(|line| line.strip_prefix("rchar: "));
+                count.unwrap().parse::<u64>().unwrap()
+            };
+            let before = read();
+            work();
+            read() - before
+        };
+        for append in [false, true] {
+            if append {
+                large.extend([0; 4096]);
+            }
+            for content in [&large, &chunks] {
+                std::fs::write(&path, content).unwrap();
+                let judged = read_by(&|| assert_eq!(fault(&path).unwrap(), None));
+                assert!(judged < BYTES as u64 / 20, "{judged} bytes are read");
+            }
+        }
+    }
+
+    mod properties {
+        use proptest::prelude::*;
+        use proptest::sample::Index;
+
+        use super::*;
+
+        proptest! {
+            #[test]
+            fn any_content_is_judged(
+                kind in 0..5usize,
+                changes in prop::collection::vec((any::<Index>(), any::<u8>()), 0..6),
+                length in any::<Index>(),
+                more in prop::collection::vec(any::<u8>(), 0..60),
+            ) {
+                let mut content = [
+                    jpeg(64, 48),
+                    png(64, 48),
+                    b"RIFF\x1a\0\0\0WEBPVP8L\x0d\0\0\0\x2f.............".to_vec(),
+                    b"\0\0\0\x18ftypheic\0\0\0\0heicmif1".to_vec(),
+                    Vec::new(),
+                ][kind].clone();
+                for (at, byte) in changes {
+                    if !content.is_empty() {
+                        let at = at.index(content.len());
+                        content[at] = byte;
+                    }
+                }
+                content.truncate(length.index(content.len() + 1));
+                content.extend(more);
+                if let Some(fault) = fault_of(&content) {
+                    prop_assert!(!fault.is_empty() && !fault.contains(char::is_control));
+                }
+            }
         }
     }
 }
