@@ -23,6 +23,7 @@ from harness.scenario import Work
 from harness.server import serving
 from harness.zips import (
     AES,
+    BZIP2,
     DEFLATE64,
     DEFLATED,
     DESCRIPTOR,
@@ -32,6 +33,7 @@ from harness.zips import (
     FOLDER,
     IN_ZIP64,
     LINK,
+    LZMA,
     PPMD,
     UTF8,
     Member,
@@ -161,6 +163,7 @@ BIDI = "photo\u202egpj.exe.jpg"
 IN_FIELD = zip64_field(SIZES["size"], SIZES["compressed"])
 ALL_IN_ZIP64: dict[str, Any] = {"extra": IN_FIELD, "size": IN_ZIP64, "compressed": IN_ZIP64}
 A_LINK: dict[str, Any] = {"content": b"/etc/passwd", "attributes": LINK}
+EMPTY = [member(f"{method}.txt", method=method, data=b"") for method in (DEFLATED, DEFLATE64, BZIP2, LZMA)]
 CAFE = unicode_field(b"caf_.jpg", "café.jpg")
 
 NAMES = [
@@ -247,6 +250,7 @@ WRITERS = [
     kept("zip64 at the end, with more data in it", zip_of(*TWO, zip64=True, more=b"more data")),
     kept("zip64 everywhere", zip_of(photo(**ALL_IN_ZIP64), photo("b.jpg"), zip64=True)),
     kept("zip64 where it is not needed", zip_of(photo(extra=IN_FIELD), photo("b.jpg"))),
+    kept("an empty file by every method", zip_of(*TWO, *EMPTY)),
     kept("stored", in_method(zipfile.ZIP_STORED)),
     kept("bzip2", in_method(zipfile.ZIP_BZIP2)),
     kept("LZMA", in_method(zipfile.ZIP_LZMA)),
@@ -286,6 +290,7 @@ LIES = [
     refused("a first file that is not listed", zip_of(photo(listed=False), photo("b.jpg")), "the file a.jpg at byte 0"),
     refused("two zips in a row", zip_of(photo()) + zip_of(photo("b.jpg")), "the file a.jpg at byte 0"),
     refused("an end twice", zip_of(photo()) + zip_of()[-22:], "the file a.jpg"),
+    refused("ends without end", zip_of(*TWO, comment=(b"PK\5\6" + b"\xff" * 18) * 65), "it ends more than 64 times"),
     refused("a zip in the comment", zip_of(photo(), comment=zip_of(photo("b.jpg"))), "it ends twice"),
     refused("another name before the data", zip_of(photo(local={"name": b"b.jpg"})), "calls it b.jpg"),
     refused("another size before the data", zip_of(photo(local={"size": 77})), "says size 77, the directory"),

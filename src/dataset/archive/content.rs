@@ -82,6 +82,8 @@ impl<'a> Content<'a> {
         let place = data_start..data_start.saturating_add(entry.compressed_bytes);
         let stretch = BufReader::with_capacity(64 << 10, Slice { file, place });
         Ok(match Method::of(entry.method) {
+            // There are writers that give an empty file a method, but not the few bytes that it makes of nothing.
+            _ if entry.compressed_bytes == 0 => Self::Stored(stretch),
             Some(Method::Stored) => Self::Stored(stretch),
             Some(Method::Deflate) => Self::Deflate(Box::new(DeflateDecoder::new(stretch))),
             Some(Method::Deflate64) => {

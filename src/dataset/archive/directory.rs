@@ -75,7 +75,7 @@ impl EndRecord {
     }
 
     fn find_in(file: &File, limits: &Limits) -> io::Result<Result<Self, String>> {
-        /// Of records in the comment of another one.
+        /// Of what reads like such records.
         const MOST: usize = 64;
         let length = file.metadata()?.len();
         let before = END_64_BYTES + LOCATOR_64_BYTES;
@@ -89,10 +89,19 @@ impl EndRecord {
         let mut last = None;
         let mut fault = "no record of its directory ends it".to_owned();
         let places = (0..tail.len().saturating_sub(END_BYTES - 1)).rev();
-        for at in places.filter(|at| tail[*at..].starts_with(END)).take(MOST) {
+        let places: Vec<usize> = places
+            .filter(|at| tail[*at..].starts_with(END))
+            .take(MOST + 1)
+            .collect();
+        if places.len() > MOST {
+            return Ok(Err(format!("it ends more than {MOST} times")));
+        }
+        for at in places {
             let end = match Self::parse(&tail, at, tail_start) {
                 Ok(end) => end,
-                Err(lie) => return Ok(Err(lie)),
+                Err(lie) if found.is_empty() => return Ok(Err(lie)),
+                // Of a zip in the zip.
+                Err(_) => continue,
             };
             if is_directory(&mut reader, &end, limits.entries)? {
                 found.push(end);

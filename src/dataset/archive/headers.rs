@@ -173,7 +173,7 @@ fn descriptor_bytes(zip: &Zip<'_>, entry: &Entry, gap: &Range<u64>) -> Result<u6
     let mut bytes = vec![0; usize::try_from(gap_bytes.min(LONGEST)).unwrap_or_default()];
     zip.read_at(&mut bytes, gap.start)?;
     let is_signed = bytes.starts_with(SIGNATURE);
-    let numbers = |start: usize, width: usize| {
+    let shape = |start: usize, width: usize| {
         let length = start + 4 + 2 * width;
         (bytes.len() >= length).then(|| {
             let numbers = [
@@ -184,20 +184,17 @@ fn descriptor_bytes(zip: &Zip<'_>, entry: &Entry, gap: &Range<u64>) -> Result<u6
             (length as u64, numbers)
         })
     };
-    let directory = [u64::from(entry.crc32), entry.compressed_bytes, entry.bytes];
-    let mut shapes: Vec<_> = [4, 8]
-        .into_iter()
-        .filter_map(|width| numbers(0, width))
+    // What reads like a signature may be a checksum.
+    let starts: &[usize] = if is_signed {
+        &[SIGNATURE.len(), 0]
+    } else {
+        &[0]
+    };
+    let shapes: Vec<_> = starts
+        .iter()
+        .flat_map(|start| [4, 8].into_iter().filter_map(|width| shape(*start, width)))
         .collect();
-    if is_signed {
-        // Unsigned, its first number would be a checksum that happens to read so.
-        shapes.splice(
-            0..0,
-            [4, 8]
-                .into_iter()
-                .filter_map(|width| numbers(SIGNATURE.len(), width)),
-        );
-    }
+    let directory = [u64::from(entry.crc32), entry.compressed_bytes, entry.bytes];
     if let Some((length, _)) = shapes.iter().find(|(_, numbers)| *numbers == directory) {
         return Ok(*length);
     }
