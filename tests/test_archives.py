@@ -202,6 +202,7 @@ KINDS = [
     ),
     kept("a link, and a file through it", zip_of(member("in", b"..", attributes=LINK), photo("in/a.jpg")), "a.jpg"),
     kept("a link, and a file in its place", zip_of(member("a.jpg", **A_LINK), photo()), "a.jpg"),
+    kept("what came through a pipe", zip_of(photo(), photo("b.jpg", attributes=FIFO))),
     kept(
         "a pipe", zip_of(photo(), member("b.jpg", attributes=FIFO)), "a.jpg", says=("b.jpg: it is not a regular file",)
     ),

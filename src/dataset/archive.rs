@@ -234,9 +234,7 @@ fn choose(entries: &[Entry]) -> (Extraction, Vec<usize>) {
         // A link's content is a path, not a photo. Some writers leave odd bits there on what is a file all the same.
         let reason = if entry.kind == LINK {
             "it is a symbolic link"
-        } else if FIFO_DEVICES_SOCKET.contains(&entry.kind)
-            || (entry.kind == FOLDER && entry.bytes == 0)
-        {
+        } else if NO_FILE.contains(&entry.kind) && entry.bytes == 0 {
             "it is not a regular file"
         } else if base_name(name).starts_with('.') {
             // As Python's glob has it, which Musubi Tuner looks for images with.
@@ -257,7 +255,8 @@ fn choose(entries: &[Entry]) -> (Extraction, Vec<usize>) {
 }
 
 const LINK: u32 = 0o120_000;
-const FIFO_DEVICES_SOCKET: [u32; 4] = [0o010_000, 0o020_000, 0o060_000, 0o140_000];
+/// A pipe, devices, a socket and a folder. With content, one is a file that a writer took from there.
+const NO_FILE: [u32; 5] = [0o010_000, 0o020_000, 0o060_000, 0o140_000, FOLDER];
 
 /// Reads an entry to its end, and writes it to `path`, if there is one.
 ///
@@ -459,10 +458,17 @@ mod tests {
             ("all bits", &photo, UNIX, 0o170_644 << 16, true),
             ("a folder", &empty, DOS, 0x10, false),
             ("a link", &photo, UNIX, 0o120_777 << 16, false),
-            ("a pipe", &photo, UNIX, 0o010_644 << 16, false),
-            ("a device", &photo, UNIX, 0o020_644 << 16, false),
-            ("a disk", &photo, UNIX, 0o060_644 << 16, false),
-            ("a socket", &photo, UNIX, 0o140_644 << 16, false),
+            (
+                "what came through a pipe",
+                &photo,
+                UNIX,
+                0o010_644 << 16,
+                true,
+            ),
+            ("a pipe", &empty, UNIX, 0o010_644 << 16, false),
+            ("a device", &empty, UNIX, 0o020_644 << 16, false),
+            ("a disk", &empty, UNIX, 0o060_644 << 16, false),
+            ("a socket", &empty, UNIX, 0o140_644 << 16, false),
         ] {
             let mut zip = zip.clone();
             let directory = zip
