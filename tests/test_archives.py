@@ -164,6 +164,7 @@ IN_FIELD = zip64_field(SIZES["size"], SIZES["compressed"])
 ALL_IN_ZIP64: dict[str, Any] = {"extra": IN_FIELD, "size": IN_ZIP64, "compressed": IN_ZIP64}
 A_LINK: dict[str, Any] = {"content": b"/etc/passwd", "attributes": LINK}
 EMPTY = [member(f"{method}.txt", method=method, data=b"") for method in (DEFLATED, DEFLATE64, BZIP2, LZMA)]
+AROUND = photo("c.jpg", compressed=300, size=300).header.local()
 CAFE = unicode_field(b"caf_.jpg", "café.jpg")
 
 NAMES = [
@@ -231,6 +232,7 @@ WRITERS = [
         "gaps",
         zip_of(photo(after=bytes(64)), photo("b.jpg", before=b"junk"), gap=b"PK\3\4 is how a file begins" + bytes(40)),
     ),
+    kept("the beginning of a header", zip_of(*TWO, prefix=AROUND[:32])),
     kept("the wrong count", zip_of(*TWO, count=1)),
     kept("a descriptor", described()),
     kept("a descriptor without signature", described(signed=False)),
@@ -274,7 +276,7 @@ LIES = [
         "more than a dataset may be",
         zip_of(photo(extra=zip64_field(65 << 30), size=IN_ZIP64, data=b"", compressed=1 << 30)),
         f"take {65 << 30} bytes, {64 << 30} are allowed",
-        "DatasetLimits(photos_bytes=…)",
+        "DatasetLimits(photos_bytes=...)",
     ),
     refused("a wrong checksum", zip_of(photo(crc=0xDEADBEEF)), "a.jpg", "deadbeef is declared"),
     refused(
@@ -289,6 +291,7 @@ LIES = [
     refused("a second directory", doubled_directory(), "another directory, with c.jpg"),
     refused("a file that is not listed", zip_of(photo(), photo("b.jpg", listed=False)), "the file b.jpg at byte"),
     refused("a first file that is not listed", zip_of(photo(listed=False), photo("b.jpg")), "the file a.jpg at byte 0"),
+    refused("an unlisted file around the others", zip_of(*TWO, prefix=AROUND), "the file c.jpg at byte 0"),
     refused("two zips in a row", zip_of(photo()) + zip_of(photo("b.jpg")), "the file a.jpg at byte 0"),
     refused("an end twice", zip_of(photo()) + zip_of()[-22:], "the file a.jpg"),
     refused("ends without end", zip_of(*TWO, comment=(b"PK\5\6" + b"\xff" * 18) * 65), "it ends more than 64 times"),
@@ -296,6 +299,7 @@ LIES = [
     refused("another name before the data", zip_of(photo(local={"name": b"b.jpg"})), "calls it b.jpg"),
     refused("another size before the data", zip_of(photo(local={"size": 77})), "says size 77, the directory"),
     refused("another checksum before the data", zip_of(photo(local={"crc": 5})), "says checksum 5, the directory"),
+    refused("no size before the data", zip_of(photo(local={"compressed": 0, "size": 0})), "says compressed size 0"),
     refused("another method before the data", zip_of(photo(local={"method": 0})), "method 0, the directory 8"),
     refused("encrypted before the data alone", zip_of(photo(local={"flags": ENCRYPTED})), "says that it is encrypted"),
     refused("a descriptor's checksum", described(crc=7), "descriptor behind its data says checksum 7"),
@@ -359,7 +363,7 @@ PHOTOS = [
         kind="ValueError",
     ),
     refused("nothing in it", zip_of(), "Dataset is empty", "The zip holds no files", kind="ValueError"),
-    refused("no zip", HTML, "a web page, not a zip"),
+    refused("no zip", HTML, f"the server sent a web page, {len(HTML)} bytes: "),
 ]
 
 MALO_REFUSED = {

@@ -209,8 +209,8 @@ fn refuse_bombs(entries: &[Entry], limits: &Limits) -> Result<(), Error> {
     }
     if total > limits.total_bytes {
         return Err(Error::BadZip(format!(
-            "the files in the zip take {total} bytes, {} are allowed: put fewer photos into it, or set \
-             trainer.dataset_limits = DatasetLimits(photos_bytes=…)",
+            "the files in the zip take {total} bytes, {} are allowed: put fewer into it, or set \
+             trainer.dataset_limits = DatasetLimits(photos_bytes=...)",
             limits.total_bytes
         )));
     }
@@ -683,7 +683,7 @@ mod tests {
             (Vec::new(), "an empty file"),
             (
                 b"  <!DOCTYPE html><title>Sign in</title>".to_vec(),
-                "a web page, not a zip (application/zip, 39 bytes)",
+                "a web page, application/zip, 39 bytes: ",
             ),
             (b"\x1f\x8b\x08....".to_vec(), "gzip"),
             (b"Rar!\x1a\x07\x01\0".to_vec(), "a RAR archive"),
@@ -825,8 +825,8 @@ mod tests {
                     entries: 1,
                     ..Limits::default()
                 },
-                "more entries than the 1 that are allowed: put fewer files into it, or set trainer.dataset_limits = \
-                 DatasetLimits(entries=…)",
+                "more entries than the 1 that are allowed: put fewer into it, or set trainer.dataset_limits = \
+                 DatasetLimits(entries=...)",
             ),
             (
                 Limits {

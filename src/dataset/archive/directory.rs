@@ -183,8 +183,8 @@ impl EndRecord {
         let most_bytes = limits.entries.saturating_mul(MOST_ENTRY_BYTES).max(1 << 20);
         let too_much = |what: String| {
             Error::BadZip(format!(
-                "the zip has {what}: put fewer files into it, or set trainer.dataset_limits = \
-                 DatasetLimits(entries=…)"
+                "the zip has {what}: put fewer into it, or set trainer.dataset_limits = \
+                 DatasetLimits(entries=...)"
             ))
         };
         if bytes > most_bytes {

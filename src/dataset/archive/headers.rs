@@ -262,14 +262,9 @@ fn described(zip: &Zip<'_>, place: Range<u64>) -> Result<Option<String>, Error> 
             directory::HEADER_BYTES,
         )
     };
-    let (version, flags, method) = (fields[0], number_16(fields, 2), number_16(fields, 4));
-    let compressed_bytes = number(fields, 14, 4);
+    let (version, method) = (fields[0], number_16(fields, 4));
     let (name_bytes, extra_bytes) = (number(fields, 22, 2), number(fields, 24, 2));
-    let has_data = is_local && flags & HAS_DESCRIPTOR == 0 && compressed_bytes != 0xffff_ffff;
-    let bytes = header_bytes as u64
-        + name_bytes
-        + extra_bytes
-        + if has_data { compressed_bytes } else { 0 };
+    let bytes = header_bytes as u64 + name_bytes + extra_bytes;
     let can_be = name_bytes > 0
         && version <= NEWEST_VERSION
         && Method::of(method).is_some()

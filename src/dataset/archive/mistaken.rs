@@ -47,7 +47,8 @@ pub fn not_a_zip(path: &Path, content_type: Option<&str>, fault: &Fault) -> Resu
         }
     } else if web_page::begins(&head) {
         format!(
-            "the server sent a web page, not a zip ({kind}{length} bytes): use the direct link to the file"
+            "the server sent a web page, {kind}{}: use the direct link to the file",
+            rounded(length)
         )
     } else {
         let name = [
@@ -85,4 +86,13 @@ pub fn not_a_zip(path: &Path, content_type: Option<&str>, fault: &Fault) -> Resu
         )
     };
     Ok(Error::BadZip(format!("File is not a zip file: {what}")))
+}
+
+/// "5 kB".
+fn rounded(bytes: u64) -> String {
+    match bytes {
+        0..1_000 => format!("{bytes} bytes"),
+        1_000..1_000_000 => format!("{} kB", (bytes + 500) / 1_000),
+        _ => format!("{} MB", (bytes + 500_000) / 1_000_000),
+    }
 }
