@@ -1,17 +1,15 @@
 //! What is in an entry, decompressed.
 
+use std::cell::Cell;
 use std::fmt;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
-use std::ops::Range;
+use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 
-use bzip2::bufread::BzDecoder;
-use deflate64::Deflate64Decoder;
-use flate2::bufread::DeflateDecoder;
-use lzma_rust2::LzmaReader;
+use zip::read::{ZipReadOptions, read_zipfile_from_stream_with_options};
+use zip::result::{ZipError, ZipResult};
 
-use super::directory::{Entry, number_16, number_32};
+use super::directory::Entry;
 
 /// How an entry is compressed, of the ways that have a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,91 +66,93 @@ impl fmt::Display for Method {
     }
 }
 
-/// Reads an entry's content.
-pub enum Content<'a> {
-    Stored(Stretch<'a>),
-    Deflate(Box<DeflateDecoder<Stretch<'a>>>),
-    Other(Box<dyn Read + 'a>),
+/// The compressed data of an entry, as the one file of a zip of its own: what was held against everything that the zip
+/// says of it is what is read.
+pub struct Compressed<'a> {
+    header: io::Cursor<[u8; HEADER_BYTES]>,
+    file: &'a File,
+    /// Read up to here; looked at while the data are read.
+    at: &'a Cell<u64>,
+    end: u64,
 }
 
-impl<'a> Content<'a> {
+const HEADER_BYTES: usize = 30;
+
+impl<'a> Compressed<'a> {
+    /// Those of `entry`, which begin where `at` says.
+    ///
     /// # Errors
-    /// What reading a header of the compressed data gives, and a method that is not supported.
-    pub fn open(file: &'a File, entry: &Entry, data_start: u64) -> io::Result<Self> {
-        let place = data_start..data_start.saturating_add(entry.compressed_bytes);
-        let stretch = BufReader::with_capacity(64 << 10, Slice { file, place });
-        Ok(match Method::of(entry.method) {
-            // There are writers that give an empty file a method, but not the few bytes that it makes of nothing.
-            _ if entry.compressed_bytes == 0 => Self::Stored(stretch),
-            Some(Method::Stored) => Self::Stored(stretch),
-            Some(Method::Deflate) => Self::Deflate(Box::new(DeflateDecoder::new(stretch))),
-            Some(Method::Deflate64) => {
-                Self::Other(Box::new(Deflate64Decoder::with_buffer(stretch)))
+    /// What reading the file gives, and an LZMA dictionary larger than is allowed.
+    pub fn of(file: &'a File, entry: &Entry, at: &'a Cell<u64>) -> io::Result<Self> {
+        const SIZES_ELSEWHERE: u8 = 1 << 3;
+        let method = match Method::of(entry.method) {
+            // What some writers make of an empty file, whatever the method.
+            _ if entry.compressed_bytes == 0 => 0,
+            Some(Method::Lzma) => {
+                check_dictionary(file, at.get())?;
+                entry.method
             }
-            Some(Method::Bzip2) => Self::Other(Box::new(BzDecoder::new(stretch))),
-            Some(Method::Lzma) => Self::Other(Box::new(lzma(stretch, entry.bytes)?)),
-            Some(Method::Unsupported(_)) | None => {
-                return Err(io::Error::from(io::ErrorKind::Unsupported));
-            }
+            _ => entry.method,
+        };
+        let mut header = [0; HEADER_BYTES];
+        header[..4].copy_from_slice(b"PK\x03\x04");
+        header[6] = SIZES_ELSEWHERE;
+        header[8..10].copy_from_slice(&method.to_le_bytes());
+        Ok(Self {
+            header: io::Cursor::new(header),
+            file,
+            at,
+            end: at.get().saturating_add(entry.compressed_bytes),
         })
     }
 
-    /// How many compressed bytes made the content, at its end, where the method tells.
-    pub fn compressed_bytes(&self) -> Option<u64> {
-        match self {
-            Self::Deflate(decoder) => Some(decoder.total_in()),
-            Self::Stored(_) | Self::Other(_) => None,
-        }
+    /// Reads what they decompress to.
+    ///
+    /// # Errors
+    /// Those of the crate.
+    pub fn decompressed(&mut self, entry: &Entry) -> ZipResult<impl Read> {
+        let options = ZipReadOptions::new()
+            .override_compressed_size(entry.compressed_bytes)
+            .override_uncompressed_size(entry.bytes)
+            .override_crc(entry.crc32);
+        read_zipfile_from_stream_with_options(self, options)?
+            .ok_or(ZipError::InvalidArchive("it has no header".into()))
     }
 }
 
-impl Read for Content<'_> {
+impl Read for Compressed<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Stored(stretch) => stretch.read(buffer),
-            Self::Deflate(decoder) => decoder.read(buffer),
-            Self::Other(decoder) => decoder.read(buffer),
+        match self.header.read(buffer)? {
+            0 => {}
+            count => return Ok(count),
         }
-    }
-}
-
-/// LZMA in a zip: a version, the length of the properties, these, and the data.
-fn lzma<R: BufRead>(mut stretch: R, bytes: u64) -> io::Result<LzmaReader<R>> {
-    const PROPERTIES_BYTES: u16 = 5;
-    /// What the program that defined the format uses at its highest level.
-    const LARGEST_DICTIONARY: u64 = 64 << 20;
-    let mut head = [0; 9];
-    stretch.read_exact(&mut head)?;
-    if number_16(&head, 2) != PROPERTIES_BYTES {
-        return Err(io::Error::from(io::ErrorKind::InvalidData));
-    }
-    // A dictionary larger than the content is not used.
-    let dictionary = u64::from(number_32(&head, 5)).min(bytes);
-    if dictionary > LARGEST_DICTIONARY {
-        return Err(io::Error::other(format!(
-            "its LZMA dictionary takes {dictionary} bytes, {LARGEST_DICTIONARY} are allowed"
-        )));
-    }
-    let dictionary = u32::try_from(dictionary).unwrap_or_default();
-    LzmaReader::new_with_props(stretch, bytes, head[4], dictionary, None)
-}
-
-/// A part of a file.
-type Stretch<'a> = BufReader<Slice<'a>>;
-
-pub struct Slice<'a> {
-    file: &'a File,
-    place: Range<u64>,
-}
-
-impl Read for Slice<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let left = self.place.end.saturating_sub(self.place.start);
+        // The last byte comes alone: who did not ask for it has found the end of the content before.
+        let left = match self.end.saturating_sub(self.at.get()) {
+            0 => return Ok(0),
+            1 => 1,
+            left => left - 1,
+        };
         let most = buffer
             .len()
             .min(usize::try_from(left).unwrap_or(usize::MAX));
-        let read = self.file.read_at(&mut buffer[..most], self.place.start)?;
-        self.place.start += read as u64;
-        Ok(read)
+        let count = self.file.read_at(&mut buffer[..most], self.at.get())?;
+        self.at.set(self.at.get() + count as u64);
+        Ok(count)
     }
+}
+
+/// The crate takes as much memory as an entry asks for.
+fn check_dictionary(file: &File, data_start: u64) -> io::Result<()> {
+    /// What the program that defined the format uses at its highest level.
+    const LARGEST_BYTES: u32 = 64 << 20;
+    // A version, the length of the properties, and the first of these, before it.
+    let mut bytes = [0; 4];
+    file.read_exact_at(&mut bytes, data_start + 5)?;
+    let dictionary = u32::from_le_bytes(bytes);
+    if dictionary > LARGEST_BYTES {
+        return Err(io::Error::other(format!(
+            "its LZMA dictionary takes {dictionary} bytes, {LARGEST_BYTES} are allowed"
+        )));
+    }
+    Ok(())
 }
