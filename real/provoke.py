@@ -121,6 +121,17 @@ def replacing(command: Command, old: str, new: str) -> Command:
     return lambda place: [word.replace(old, new.format(run=place.run)) for word in command(place)]
 
 
+def inserting(command: Command, before: str, *words: str) -> Command:
+    """The command with words before one of its own."""
+
+    def inserted(place: Place) -> list[str]:
+        good = command(place)
+        at = good.index(before)
+        return [*good[:at], *words, *good[at:]]
+
+    return inserted
+
+
 def mounted(command: Command, folder: str, options: str) -> Command:
     """The command with a small file system of its own on a folder."""
     mount = f'mount -t tmpfs -o {options} none "$0" && exec "$@"'
@@ -250,6 +261,11 @@ def small_cgroup(limit_mib: int) -> Iterator[list[str]]:
         group.rmdir()
 
 
+def uncounted() -> AbstractContextManager[list[str]]:
+    """For a kill that is none of the kernel's."""
+    return nullcontext(["# OOM kills: 0"])
+
+
 CGROUPS = Path("/sys/fs/cgroup/memory")
 AS_NOBODY = 'set -- setpriv --reuid=65534 --clear-groups "$@"'
 HTML = (
@@ -283,12 +299,19 @@ CASES = [
     Case("library", "a folder of CUDA's libraries hidden", lambda place: mounted(latents, cuda_folder(), "ro")(place)),
     Case("open_files", "at most 16 open files", in_shell(train, "ulimit -n 16")),
     Case("shared_memory", "/dev/shm of 64 KiB", mounted(train, "/dev/shm", "size=64k")),
-    Case("killed", "the training process killed", train, kill=("running training", TRAINING, signal.SIGKILL)),
+    Case(
+        "killed",
+        "the training process killed",
+        train,
+        kill=("running training", TRAINING, signal.SIGKILL),
+        around=uncounted,
+    ),
     Case(
         "killed_directly",
         "SIGKILL to a caching script",
         latents,
         kill=("Load dataset config", "zimage_cache", signal.SIGKILL),
+        around=uncounted,
     ),
     Case(
         "killed_sigterm", "SIGTERM to the training process", train, kill=("running training", TRAINING, signal.SIGTERM)
@@ -314,6 +337,7 @@ CASES = [
         "SIGKILL to the data loader's workers",
         train,
         kill=("epoch is incremented", "worker", signal.SIGKILL),
+        around=uncounted,
     ),
     Case("address_space", "ulimit -v", in_shell(latents, "ulimit -v 2500000")),
     Case(
@@ -391,9 +415,7 @@ CASES = [
     Case(
         "address_in_use",
         "accelerate's port held",
-        replacing(
-            train, "--num_cpu_threads_per_process", "--multi_gpu\0--num_processes=2\0--num_cpu_threads_per_process"
-        ),
+        inserting(train, "--num_cpu_threads_per_process", "--multi_gpu", "--num_processes=2"),
         around=port_in_use,
     ),
     Case("convert_missing", "no LoRA to convert", convert),
@@ -487,10 +509,9 @@ def provoke(case: Case, musubi: Path, work: Path) -> Provoked:
     try:
         case.prepare(place)
         os.environ.update(case.environment)
-        command = [part for word in case.command(place) for part in word.split("\0")]
         trainer = MusubiTraining(str(place.models), Models(), str(run), str(run / "output"), str(musubi))
         with case.around() as counted:
-            trainer._run_cmd("provoked", command, cwd=str(musubi))
+            trainer._run_cmd("provoked", case.command(place), cwd=str(musubi))
     except subprocess.CalledProcessError as error:
         return Provoked(error.returncode, str(error), listener.lines, counted)
     finally:
@@ -504,9 +525,7 @@ def telling(lines: list[str]) -> list[str]:
     """The lines that tell of the failure: no code, few bars, what was loaded last."""
     kept: list[str] = []
     last_bar = last_loading = ""
-    frames_end = 0
-    """How many lines of an exception's own text may follow."""
-    in_frames = False
+    in_frames = text_may_follow = False
     for line in lines:
         if "Traceback (most recent call last):" in line:
             kept += [last for last in (last_loading, last_bar) if last]
@@ -517,10 +536,10 @@ def telling(lines: list[str]) -> list[str]:
             if FRAME.fullmatch(line):
                 kept.append(line)
             elif not line.startswith("  "):
-                in_frames, frames_end = False, 1
+                in_frames, text_may_follow = False, True
                 kept.append(line)
-        elif LINK.match(line) or REFUSAL.search(line) or (frames_end and line):
-            frames_end = 0
+        elif LINK.match(line) or REFUSAL.search(line) or (text_may_follow and line):
+            text_may_follow = False
             kept.append(line)
         elif BAR.search(line):
             last_bar = line
@@ -556,6 +575,22 @@ def without_particulars(text: str) -> str:
     return PARTICULARS.sub("…", text)
 
 
+def prepare_run(musubi: Path, work: Path) -> None:
+    """Make the folder that every case starts from a copy of, with its caches, once."""
+    prepared = work / "prepared"
+    if not (prepared / "ready").exists():
+        shutil.rmtree(prepared, ignore_errors=True)
+        (prepared / "cache").mkdir(parents=True)
+        shutil.unpack_archive(work / "small/photos.zip", prepared / "images")
+        for photo in (prepared / "images").glob("*.jpg"):
+            photo.with_suffix(".txt").write_text("a photo of sks")
+        (prepared / "dataset.toml").write_text(DATASET.format(training=prepared))
+        place = Place(musubi, work / "small", prepared)
+        for command in (latents(place), text(place)):
+            subprocess.run(command, check=True, cwd=musubi, capture_output=True)
+        (prepared / "ready").touch()
+
+
 def main() -> None:
     """Provoke, write, compare."""
     musubi, work, *wanted = [Path(sys.argv[1]).resolve(), Path(sys.argv[2]).resolve(), *sys.argv[3:]]
@@ -571,18 +606,7 @@ def main() -> None:
         PYTHONDONTWRITEBYTECODE="1",
         NO_PROXY="127.0.0.1",
     )
-    prepared = work / "prepared"
-    if not (prepared / "ready").exists():
-        shutil.rmtree(prepared, ignore_errors=True)
-        (prepared / "cache").mkdir(parents=True)
-        shutil.unpack_archive(work / "small/photos.zip", prepared / "images")
-        for photo in (prepared / "images").glob("*.jpg"):
-            photo.with_suffix(".txt").write_text("a photo of sks")
-        (prepared / "dataset.toml").write_text(DATASET.format(training=prepared))
-        place = Place(musubi, work / "small", prepared)
-        for command in (latents(place), text(place)):
-            subprocess.run(command, check=True, cwd=musubi, capture_output=True)
-        (prepared / "ready").touch()
+    prepare_run(musubi, work)
     versions = f"Musubi Tuner {release(musubi)}, Python {sys.version.split()[0]}, "
     versions += ", ".join(f"{name} {version(name)}" for name in VERSIONS)
     written = work / "failures"

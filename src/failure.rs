@@ -433,7 +433,7 @@ mod tests {
             unlimited.contains("1 process of this cgroup. "),
             "{unlimited}"
         );
-        assert!(told(Some(0), Some(1)).contains("none was counted"));
+        assert!(told(Some(0), Some(1)).contains("this cgroup did not"));
         assert!(told(None, None).contains("most often by the kernel's OOM killer"));
     }
 

@@ -265,18 +265,20 @@ fn killed(who: &str, exit: &Exit) -> String {
                 MORE_MEMORY,
             )
         }
-        counted => {
-            let counted = counted.map_or("", |_| "; none was counted in this cgroup");
-            told(
-                &format!(
-                    "{who} was killed (SIGKILL), most often by the kernel's OOM killer, for lack of memory"
-                ),
-                Some(&format!(
-                    "dmesg or the container's status, OOMKilled, tells{counted}"
-                )),
-                MORE_MEMORY,
-            )
-        }
+        Some(0) => told(
+            &format!("{who} was killed (SIGKILL)"),
+            Some(
+                "by somebody, or by the kernel as the machine ran out of memory; this cgroup did not",
+            ),
+            "Look into dmesg and into what runs this container or job, and see that there is memory left (free -h)",
+        ),
+        None => told(
+            &format!(
+                "{who} was killed (SIGKILL), most often by the kernel's OOM killer, for lack of memory"
+            ),
+            Some("dmesg or the container's status, OOMKilled, tells"),
+            MORE_MEMORY,
+        ),
     }
 }
 
