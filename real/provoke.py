@@ -560,7 +560,7 @@ def neutral(line: str, musubi: Path, work: Path) -> str:
     }
     for path, name in paths.items():
         line = line.replace(path, name)
-    return re.sub(r"Command '\[.*\]'", "Command '[…]'", line)[:300]
+    return re.sub(r"Command '\[.*\]'", "Command '[…]'", line)[:600]
 
 
 def reason_of(record: Path) -> str:
