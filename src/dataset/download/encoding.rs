@@ -1,0 +1,115 @@
+//! What a `Content-Encoding` has done to the file, undone.
+
+use std::fs::File;
+use std::io::{self, BufRead, Read, Seek};
+
+use flate2::bufread::GzDecoder;
+use flate2::read::{DeflateDecoder, ZlibDecoder};
+
+use super::failure::{Failure, Stop};
+use super::partial::Partial;
+use super::transfer::CHUNK_BYTES;
+use super::{Patience, check_limit};
+use crate::error::Error;
+use crate::task::{LogLine, Task};
+
+/// Undoes `Content-Encoding` on the finished file, the last encoding first: kept as sent until here, so that a cut
+/// download of an encoded file resumes too.
+pub fn undo_encodings(
+    partial: &mut Partial,
+    encodings: Vec<String>,
+    patience: &Patience,
+    task: &Task<LogLine>,
+) -> Result<u64, Stop> {
+    for encoding in encodings.into_iter().rev() {
+        let encoded = File::open(&partial.path).map_err(Error::io("read", &partial.path))?;
+        let mut encoded = io::BufReader::with_capacity(CHUNK_BYTES, encoded);
+        let mut decoder: Box<dyn Read> = match encoding.as_str() {
+            "gzip" | "x-gzip" => Box::new(GzipMembers::new(encoded)),
+            // "deflate" means zlib, but some servers send it bare (RFC 9110, 8.4.1.2).
+            "deflate"
+                if has_zlib_header(&mut encoded).map_err(Error::io("read", &partial.path))? =>
+            {
+                Box::new(ZlibDecoder::new(encoded))
+            }
+            "deflate" => Box::new(DeflateDecoder::new(encoded)),
+            // Stores keep whatever an upload named there ("utf-8", "aws-chunked"), and send it along with a file that
+            // is in no encoding at all.
+            other => {
+                task.info(format!(
+                    "[dataset] the server names the encoding {other:?}, which is unknown: the zip is read as it came"
+                ))?;
+                continue;
+            }
+        };
+        let path = partial.path.with_extension("decoded");
+        let mut plain = Partial::create(&path)?;
+        let mut buffer = vec![0; CHUNK_BYTES];
+        loop {
+            task.check()?;
+            match decoder.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(count) => plain.append(&buffer[..count])?,
+                Err(error) => {
+                    partial.restart()?;
+                    let reason =
+                        format!("its {encoding} encoding breaks off or is damaged: {error}");
+                    return Err(Stop::Try(Failure::connection(reason)));
+                }
+            }
+            check_limit(plain.written, patience)?;
+        }
+        std::fs::rename(&path, &partial.path).map_err(Error::io("rename", &path))?;
+        plain.path.clone_from(&partial.path);
+        *partial = plain;
+    }
+    Ok(partial.written)
+}
+
+/// The members of a gzip file, one after the other (RFC 1952, 2.2). What follows them and is none is ignored.
+pub struct GzipMembers<R> {
+    /// `None` behind the last one.
+    member: Option<GzDecoder<R>>,
+    /// A later member than the first that has brought nothing so far, so that it may be none.
+    is_doubtful: bool,
+}
+
+impl<R: BufRead> GzipMembers<R> {
+    fn new(reader: R) -> Self {
+        Self {
+            member: Some(GzDecoder::new(reader)),
+            is_doubtful: false,
+        }
+    }
+}
+
+impl<R: BufRead> Read for GzipMembers<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while let Some(mut member) = self.member.take() {
+            match member.read(buffer) {
+                Ok(0) => {
+                    let mut rest = member.into_inner();
+                    if !rest.fill_buf()?.is_empty() {
+                        self.member = Some(GzDecoder::new(rest));
+                        self.is_doubtful = true;
+                    }
+                }
+                Err(error) if self.is_doubtful && error.raw_os_error().is_none() => {}
+                result => {
+                    self.is_doubtful &= result.is_err();
+                    self.member = Some(member);
+                    return result;
+                }
+            }
+        }
+        Ok(0)
+    }
+}
+
+/// RFC 1950, 2.2: compression method 8, and the first two bytes a multiple of 31.
+pub fn has_zlib_header(reader: &mut (impl Read + Seek)) -> io::Result<bool> {
+    let mut head = [0; 2];
+    let read = reader.read(&mut head)?;
+    reader.rewind()?;
+    Ok(read == 2 && head[0] & 0x0f == 8 && u16::from_be_bytes(head) % 31 == 0)
+}

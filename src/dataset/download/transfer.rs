@@ -1,0 +1,193 @@
+//! One request in the hands of a thread of its own.
+
+use std::io::{self, Read};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
+
+use reqwest::blocking::{Client, Response};
+use reqwest::header::{self, HeaderMap};
+use reqwest::{StatusCode, redirect};
+
+use super::super::{proxy, tls};
+use super::Patience;
+use super::address::RedactedUrl;
+use super::failure::{Failure, Stop, innermost};
+use crate::error::Error;
+use crate::task::{LogLine, Task};
+
+/// How often a waiting download looks for its cancellation; the promise is 100 ms.
+const CANCEL_POLL: Duration = Duration::from_millis(50);
+
+/// Bytes handed over at a time, and how many such chunks may wait for the disk: bounds memory for any size of zip.
+pub const CHUNK_BYTES: usize = 256 << 10;
+const CHUNKS_WAITING: usize = 4;
+
+const USER_AGENT: &str = concat!("TechTrash_MusubiTraining/", env!("CARGO_PKG_VERSION"));
+
+pub fn client(url: &RedactedUrl, patience: &Patience) -> Result<Client, Error> {
+    let trusted = match tls::config() {
+        Err(_) if url.url.scheme() == "http" => tls::config_without_bundle()?,
+        config => config?,
+    };
+    Client::builder()
+        .user_agent(USER_AGENT)
+        .proxy(proxy::of_the_environment())
+        // For the connection and the answer's head, then for each read: the total has no limit.
+        .timeout(patience.stall)
+        .redirect(redirect::Policy::limited(patience.redirects))
+        // Some hosts set a cookie on the redirect to the file and ask for it there.
+        .cookie_store(true)
+        // A Referer would hand the signed query to the host that it redirects to.
+        .referer(false)
+        // Heads that other clients read, too: blanks before the colon, folded lines, lines that are no header.
+        .http1_allow_spaces_after_header_name_in_responses(true)
+        .http1_allow_obsolete_multiline_headers_in_responses(true)
+        .http1_ignore_invalid_headers_in_responses(true)
+        // A retry starts on a fresh connection.
+        .pool_max_idle_per_host(0)
+        .use_preconfigured_tls(trusted)
+        .build()
+        .map_err(|error| Error::Unusable(format!("cannot set up HTTPS: {}", innermost(&error))))
+}
+
+/// What the thread that waits for the network hands over.
+pub enum Event {
+    Head {
+        status: StatusCode,
+        headers: HeaderMap,
+    },
+    Chunk(Vec<u8>),
+    End,
+    Failed(Failure),
+}
+
+/// A request in the hands of a thread of its own, since a read from the network cannot be interrupted: on
+/// cancellation the thread is left alone, and ends at its next word or at its time-out.
+pub struct Events<'a> {
+    receiver: Receiver<Event>,
+    stall: Duration,
+    window: Window,
+    task: &'a Task<LogLine>,
+}
+
+/// The bytes of the last while.
+pub struct Window {
+    since: Instant,
+    bytes: u64,
+    wanted_bytes: u64,
+}
+
+impl<'a> Events<'a> {
+    pub fn start(
+        client: &Client,
+        url: &RedactedUrl,
+        resumption: Option<(String, String)>,
+        patience: &Patience,
+        task: &'a Task<LogLine>,
+    ) -> Result<Self, Error> {
+        // Without an encoding of the way the bytes are the file's, and can be resumed.
+        let mut request = client
+            .get(url.url.clone())
+            .header(header::ACCEPT_ENCODING, "identity");
+        if let Some((range, validator)) = resumption {
+            request = request
+                .header(header::RANGE, range)
+                .header(header::IF_RANGE, validator);
+        }
+        let (sender, receiver) = sync_channel(CHUNKS_WAITING);
+        std::thread::Builder::new()
+            .name("download".to_owned())
+            .spawn(move || match request.send() {
+                Ok(response) => relay(response, &sender),
+                Err(error) => drop(sender.send(Event::Failed(Failure::request(&error)))),
+            })
+            .map_err(|error| {
+                Error::Unusable(format!("cannot start a thread for the download: {error}"))
+            })?;
+        let window = Window {
+            since: Instant::now(),
+            bytes: 0,
+            wanted_bytes: patience.window_bytes,
+        };
+        Ok(Self {
+            receiver,
+            stall: patience.stall,
+            window,
+            task,
+        })
+    }
+
+    pub fn next(&mut self) -> Result<Event, Stop> {
+        let waiting_since = Instant::now();
+        loop {
+            self.task.check()?;
+            match self.receiver.recv_timeout(CANCEL_POLL) {
+                Ok(Event::Failed(failure)) => return Err(Stop::Try(failure)),
+                Ok(Event::Chunk(chunk)) => {
+                    self.window.bytes += chunk.len() as u64;
+                    self.check_speed()?;
+                    return Ok(Event::Chunk(chunk));
+                }
+                Ok(event) => return Ok(event),
+                Err(RecvTimeoutError::Timeout) if waiting_since.elapsed() < self.stall => {}
+                Err(RecvTimeoutError::Timeout) => {
+                    let reason =
+                        format!("the server sent nothing for {} s", self.stall.as_secs_f32());
+                    return Err(Stop::Try(Failure::timeout(reason)));
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(Stop::Try(Failure::connection("the download broke off")));
+                }
+            }
+        }
+    }
+
+    fn check_speed(&mut self) -> Result<(), Stop> {
+        if self.window.since.elapsed() >= self.stall {
+            if self.window.bytes < self.window.wanted_bytes {
+                return Err(Stop::Try(Failure::timeout(format!(
+                    "the server sent {} bytes in {} s",
+                    self.window.bytes,
+                    self.stall.as_secs_f32()
+                ))));
+            }
+            (self.window.since, self.window.bytes) = (Instant::now(), 0);
+        }
+        Ok(())
+    }
+}
+
+/// Reads the answer to its end. An error in sending means that nobody wants it any more.
+pub fn relay(mut response: Response, sender: &SyncSender<Event>) {
+    let head = Event::Head {
+        status: response.status(),
+        headers: std::mem::take(response.headers_mut()),
+    };
+    if sender.send(head).is_err() {
+        return;
+    }
+    let mut buffer = vec![0; CHUNK_BYTES];
+    loop {
+        let event = match response.read(&mut buffer) {
+            Ok(0) => Event::End,
+            Ok(count) => Event::Chunk(buffer[..count].to_vec()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => Event::Failed(body_failure(&error)),
+        };
+        let more = matches!(event, Event::Chunk(_));
+        if sender.send(event).is_err() || !more {
+            return;
+        }
+    }
+}
+
+pub fn body_failure(error: &io::Error) -> Failure {
+    match error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<reqwest::Error>())
+    {
+        Some(error) if error.is_timeout() => Failure::timeout("the server stopped sending"),
+        Some(error) => Failure::connection(innermost(error)),
+        None => Failure::connection(error.kind().to_string()),
+    }
+}
