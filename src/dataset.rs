@@ -79,6 +79,27 @@ impl Layout {
     }
 }
 
+/// How much a dataset may bring, at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DatasetLimits {
+    /// Of the zip as it is downloaded, and of what a `Content-Encoding` inflates to.
+    pub zip_bytes: u64,
+    /// Of all photos, extracted.
+    pub photos_bytes: u64,
+    /// In the zip, of any kind.
+    pub entries: u64,
+}
+
+impl Default for DatasetLimits {
+    fn default() -> Self {
+        Self {
+            zip_bytes: 64 << 30,
+            photos_bytes: 64 << 30,
+            entries: 100_000,
+        }
+    }
+}
+
 /// Replaces the dataset in `training_folder` (which exists, and which the caller has locked) by one made from `source`.
 /// On any error the old one is still there, untouched.
 ///
@@ -88,15 +109,19 @@ impl Layout {
 pub fn prepare(
     training_folder: &Path,
     source: &Source<'_>,
+    limits: &DatasetLimits,
     task: &Task<LogLine>,
 ) -> Result<(), Error> {
-    prepare_with(
-        training_folder,
-        source,
-        &Patience::default(),
-        &Limits::default(),
-        task,
-    )
+    let patience = Patience {
+        limit_bytes: limits.zip_bytes,
+        ..Patience::default()
+    };
+    let limits = Limits {
+        entries: limits.entries,
+        total_bytes: limits.photos_bytes,
+        ..Limits::default()
+    };
+    prepare_with(training_folder, source, &patience, &limits, task)
 }
 
 /// [`prepare`], as patient and as generous as said.
@@ -673,7 +698,7 @@ mod tests {
             trigger_word: "sks",
         };
         assert!(matches!(
-            prepare(folder.path(), &source, &task),
+            prepare(folder.path(), &source, &DatasetLimits::default(), &task),
             Err(Error::Cancelled)
         ));
         canceller.join().unwrap();

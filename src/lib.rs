@@ -33,6 +33,11 @@ mod _native {
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         let py = module.py();
+        // One that a caller makes has it, too.
+        module
+            .getattr("DownloadError")?
+            .setattr("status", py.None())?;
+        module.add("DatasetLimits", crate::trainer::dataset_limits_class(py)?)?;
         module.add("GPUMonitor", crate::gpu::class(py)?)?;
         module.add("Models", crate::models::dataclass(py)?)?;
         module.add("MusubiTraining", crate::trainer::class(py)?)

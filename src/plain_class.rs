@@ -67,7 +67,10 @@ impl PlainClass {
 }
 
 /// A Python function of the native one's signature, which passes everything on.
-fn function<'py>(native: &Bound<'py, PyCFunction>, name: &str) -> PyResult<Bound<'py, PyAny>> {
+///
+/// # Errors
+/// What Python raises.
+pub fn function<'py>(native: &Bound<'py, PyCFunction>, name: &str) -> PyResult<Bound<'py, PyAny>> {
     let py = native.py();
     let signature: String = native.getattr("__text_signature__")?.extract()?;
     let scope = PyDict::new(py);

@@ -6,6 +6,7 @@
 mod arguments;
 mod caches;
 mod checks;
+mod dataset_limits;
 mod freshness;
 mod log;
 mod netrc;
@@ -38,6 +39,8 @@ use freshness::Before;
 use log::Log;
 use run::Run;
 
+pub use dataset_limits::dataclass as dataset_limits_class;
+
 const DOC: &str = "\
 Trains photo LoRAs for Z-Image with Musubi Tuner.
 
@@ -49,6 +52,7 @@ Args:
     absolute_path_musubi_tuner (str | os.PathLike[str]): a clone of Musubi Tuner; it must exist.
 
 The five are plain attributes that are read when a method runs. A relative path counts from the current folder.
+A sixth, `dataset_limits` (DatasetLimits), may be set: how much a zip of photos may bring.
 
 Raises:
     FileNotFoundError: the models folder or the clone does not exist.";
@@ -289,6 +293,7 @@ fn _prepare_dataset(
     let url = arguments::text("images_zip_url", images_zip_url)?;
     let trigger_word = arguments::text("trigger_word", trigger_word)?;
     let toml_text = arguments::text("dataset_toml_content", dataset_toml_content)?;
+    let limits = dataset_limits::of(slf)?;
     let config = config::parse(&toml_text).ok();
     checks::cache_folders(config.as_ref(), &folder)?;
     let run = Run::of(slf)?;
@@ -309,7 +314,7 @@ fn _prepare_dataset(
     interrupt::run(
         py,
         run.cancel(),
-        |task| dataset::prepare(&folder, &source, task),
+        |task| dataset::prepare(&folder, &source, &limits, task),
         |_, line| log.line(&line),
     )?;
     Ok(layout.dataset_toml().into())

@@ -1,6 +1,6 @@
 """Turns a zip of photos into a Z-Image LoRA with Musubi Tuner, unattended."""
 
-from musubitraining._native import Cancelled, DownloadError
+from musubitraining._native import Cancelled, DatasetLimits, DownloadError
 from musubitraining.errors import CalledProcessError
 from musubitraining.main import GPU, GPUMonitor, Models, MusubiTraining, logger
 
@@ -8,6 +8,7 @@ __all__ = [
     "GPU",
     "CalledProcessError",
     "Cancelled",
+    "DatasetLimits",
     "DownloadError",
     "GPUMonitor",
     "Models",

@@ -5,18 +5,56 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-__all__ = ["Cancelled", "DownloadError", "GPUMonitor", "Models", "MusubiTraining", "_restore_download_error"]
+__all__ = [
+    "Cancelled",
+    "DatasetLimits",
+    "DownloadError",
+    "GPUMonitor",
+    "Models",
+    "MusubiTraining",
+    "_restore_download_error",
+]
 
 _Path = str | os.PathLike[str]
 
 class Cancelled(Exception):
     """The run was ended by `MusubiTraining.cancel()`."""
 
+@dataclass(frozen=True, kw_only=True)
+class DatasetLimits:
+    """How much a zip of photos may bring; more is refused before the old dataset is touched.
+
+    Set it on a trainer: `trainer.dataset_limits = DatasetLimits(photos_bytes=200 * 2**30)`. It is read when the dataset
+    is prepared, and any object with the three attributes will do. Each is an int of at least 1.
+
+    Attributes:
+        zip_bytes: bytes of the zip as it is downloaded, also of what a Content-Encoding inflates to.
+        photos_bytes: bytes of all the photos in it, extracted.
+        entries: files and folders in it, of any kind.
+
+    Raises:
+        TypeError: a value is no int.
+        ValueError: a value is less than 1.
+    """
+
+    zip_bytes: int = ...
+    photos_bytes: int = ...
+    entries: int = ...
+    def __post_init__(self) -> None: ...
+
+class _HasDatasetLimits(Protocol):
+    @property
+    def zip_bytes(self) -> int: ...
+    @property
+    def photos_bytes(self) -> int: ...
+    @property
+    def entries(self) -> int: ...
+
 class DownloadError(OSError):
     """The zip of photos could not be had.
 
     Where `requests` is importable, `except requests.RequestException` catches it too (as `requests.HTTPError`,
-    `requests.ConnectionError` or `requests.Timeout`).
+    `requests.ConnectionError`, `requests.Timeout` or `requests.TooManyRedirects`).
 
     Attributes:
         status: the HTTP status, or None where there was no answer.
@@ -24,7 +62,7 @@ class DownloadError(OSError):
 
     status: int | None
 
-def _restore_download_error(message: str, status: int | None, is_timeout: bool) -> DownloadError:
+def _restore_download_error(message: str, status: int | None, kind: str) -> DownloadError:
     """Make an unpickled error of the kind that this process has: with `requests` or without."""
 
 class GPUMonitor:
@@ -96,6 +134,8 @@ class MusubiTraining:
     absolute_path_training_folder: _Path
     absolute_path_output: _Path
     absolute_path_musubi_tuner: _Path
+    dataset_limits: DatasetLimits | _HasDatasetLimits
+    """How much a zip of photos may bring; may be set, absent otherwise."""
 
     def __init__(
         self,

@@ -88,6 +88,15 @@ pub fn seed(value: &Bound<'_, PyAny>) -> PyResult<String> {
     Ok(seed.to_string())
 }
 
+/// How much is allowed, at least 1. More than fits is no limit.
+pub fn size(name: &str, value: &Bound<'_, PyAny>) -> PyResult<u64> {
+    let size = integer(name, value)?;
+    if size.lt(1)? {
+        return Err(Error::InvalidValue(format!("{name}={size}: expected at least 1")).into());
+    }
+    Ok(size.extract().unwrap_or(u64::MAX))
+}
+
 /// Whatever Python takes for an index, NumPy's integers too; not a bool, which is a slip.
 fn integer<'py>(name: &str, value: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
     if value.is_instance_of::<PyBool>() {
