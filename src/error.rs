@@ -56,12 +56,13 @@ pub enum Error {
     Cancelled,
 }
 
-/// What `requests` has three exceptions for.
+/// What `requests` has four exceptions for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DownloadFailure {
     Status(u16),
     Connection,
     Timeout,
+    TooManyRedirects,
 }
 
 /// The action of [`Error::Io`] when a command cannot be started.

@@ -8,7 +8,9 @@ mod partial;
 mod tests;
 mod transfer;
 
+use std::fs::File;
 use std::hash::{BuildHasher, RandomState};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 use std::time::Duration;
 
@@ -16,7 +18,6 @@ use reqwest::StatusCode;
 use reqwest::blocking::Client;
 use reqwest::header;
 
-use super::space;
 use crate::error::Error;
 use crate::task::{LogLine, Task};
 pub use address::RedactedUrl;
@@ -41,6 +42,8 @@ pub struct Patience {
     pub redirects: usize,
     /// The largest zip that is taken.
     pub limit_bytes: u64,
+    /// A `Content-Encoding` may inflate without regard to its ratio up to here.
+    pub ratio_free_bytes: u64,
 }
 
 impl Default for Patience {
@@ -54,6 +57,7 @@ impl Default for Patience {
             window_bytes: 4 << 10,
             redirects: 30,
             limit_bytes: 64 << 30,
+            ratio_free_bytes: 1 << 30,
         }
     }
 }
@@ -81,25 +85,43 @@ pub fn download(
     let mut partial = Partial::create(to)?;
     let mut fruitless = 0;
     let mut pause = patience.first_pause;
+    let mut furthest = 0;
+    let mut cut_at = None;
     loop {
-        let before = partial.written;
         let failure = match attempt(&client, url, &mut partial, patience, task) {
-            Ok(downloaded) => return Ok(downloaded),
+            Ok(downloaded) => {
+                // A server that promises too few bytes, or whose own source broke off, passes for one that has sent
+                // all. One that does so twice at the same byte has no more than this, which the reader of the zip
+                // will say.
+                let was_cut_at = cut_at.replace(downloaded.bytes);
+                if was_cut_at == cut_at
+                    || fruitless + 1 >= patience.tries
+                    || !is_cut_zip(to).map_err(Error::io("read", to))?
+                {
+                    return Ok(downloaded);
+                }
+                Failure::connection(
+                    "the zip has no end, and the server may have promised too few bytes of it",
+                )
+            }
             Err(Stop::Final(error)) => return Err(error),
             Err(Stop::Try(failure)) => failure,
         };
+        // Only what no try has had before, so that a file that changes with every try is not tried for ever.
         if partial.resumption().is_some()
-            && partial.written.saturating_sub(before) >= patience.progress_bytes
+            && partial.written.saturating_sub(furthest) >= patience.progress_bytes
         {
             (fruitless, pause) = (0, patience.first_pause);
         }
+        furthest = furthest.max(partial.written);
         fruitless += 1;
         if !failure.worth_retrying || fruitless >= patience.tries {
             return Err(failure.into_error(url, fruitless));
         }
         let wait = failure
             .retry_after
-            .map_or_else(|| jittered(pause), |wait| wait.min(patience.longest_pause));
+            .unwrap_or_else(|| jittered(pause))
+            .min(patience.longest_pause);
         pause *= 2;
         task.warn(format!(
             "[dataset] download from {} interrupted after {} bytes: {}; trying again in {:.1} s ({} of {})",
@@ -112,6 +134,18 @@ pub fn download(
         ))?;
         task.cancel.pause(wait)?;
     }
+}
+
+/// Whether a file begins as a zip does and has no such end: a record of 22 bytes, and maybe a comment behind it.
+fn is_cut_zip(path: &Path) -> io::Result<bool> {
+    let mut file = File::open(path)?;
+    let mut head = Vec::new();
+    file.by_ref().take(4).read_to_end(&mut head)?;
+    let tail_start = file.metadata()?.len().saturating_sub(22 + 0xffff);
+    file.seek(SeekFrom::Start(tail_start))?;
+    let mut tail = Vec::new();
+    file.read_to_end(&mut tail)?;
+    Ok(head == b"PK\x03\x04" && !tail.windows(22).any(|end| end.starts_with(b"PK\x05\x06")))
 }
 
 /// Between half of `pause` and all of it, so that many clients of one server do not come back at the same moment.
@@ -159,23 +193,26 @@ fn attempt(
         let version = Version::of(&headers);
         if let Some(total) = version.total {
             check_limit(total, patience)?;
-            space::require(&partial.path, total, "the download")?;
         }
         partial.version = Some(version);
+        partial.require_room()?;
     }
+    let total = partial.version.as_ref().and_then(|version| version.total);
     loop {
         match events.next()? {
             Event::Chunk(chunk) => {
+                check_limit(partial.written + chunk.len() as u64, patience)?;
                 partial.append(&chunk)?;
-                check_limit(partial.written, patience)?;
             }
             Event::End => break,
             Event::Head { .. } | Event::Failed(_) => {}
         }
     }
-    let total = partial.version.as_ref().and_then(|version| version.total);
     if let Some(total) = total.filter(|total| *total != partial.written) {
         let reason = format!("{} of {total} bytes arrived", partial.written);
+        if partial.written > total {
+            partial.restart()?;
+        }
         return Err(Stop::Try(Failure::connection(reason)));
     }
     let encodings = partial
@@ -190,10 +227,13 @@ fn attempt(
     })
 }
 
+/// # Errors
+/// When `bytes` are more than are taken.
 fn check_limit(bytes: u64, patience: &Patience) -> Result<(), Stop> {
     if bytes > patience.limit_bytes {
         return Err(Stop::Try(Failure::final_connection(format!(
-            "the zip is larger than what is taken: {bytes} bytes so far or promised, {} allowed",
+            "the zip is larger than what is taken: {bytes} bytes so far or promised, {} allowed; for more, set \
+             dataset_limits = DatasetLimits(zip_bytes=...) on the trainer",
             patience.limit_bytes
         ))));
     }

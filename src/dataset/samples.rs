@@ -2,6 +2,7 @@
 
 use std::io::{Cursor, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel, sync_channel};
 use std::sync::{Arc, Mutex};
 
@@ -68,6 +69,7 @@ pub fn lines(receiver: &Receiver<LogLine>, level: Level) -> Vec<String> {
 }
 
 /// What the server does with one connection.
+#[derive(Clone)]
 pub enum Reply {
     /// Sends this and closes.
     Bytes(Vec<u8>),
@@ -95,44 +97,58 @@ pub fn ok(headers: &str, body: &[u8]) -> Reply {
     )
 }
 
-/// A server on loopback that answers one connection after the other from a script, the last reply for ever.
+/// A server on loopback that answers one connection after the other.
 pub struct Server {
     pub address: String,
     requests: Arc<Mutex<Vec<String>>>,
+    is_over: Arc<AtomicBool>,
 }
 
 impl Server {
+    /// From a script, the last reply for ever.
     pub fn start(replies: Vec<Reply>) -> Self {
+        Self::answering(move |number, _| replies[number.min(replies.len() - 1)].clone())
+    }
+
+    /// As `reply` says, which is told how many requests there were before, and this one's head in lower case.
+    pub fn answering(mut reply: impl FnMut(usize, &str) -> Reply + Send + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let requests = Arc::new(Mutex::new(Vec::new()));
-        let heard = Arc::clone(&requests);
+        let is_over = Arc::new(AtomicBool::new(false));
+        let (heard, is_dropped) = (Arc::clone(&requests), Arc::clone(&is_over));
         std::thread::spawn(move || {
             let mut open = Vec::new();
             for (number, stream) in listener.incoming().enumerate() {
+                if is_dropped.load(Ordering::Relaxed) {
+                    return;
+                }
                 let mut stream = stream.unwrap();
-                heard.lock().unwrap().push(head_of(&mut stream));
-                match &replies[number.min(replies.len() - 1)] {
+                let request = head_of(&mut stream);
+                heard.lock().unwrap().push(request.clone());
+                match reply(number, &request) {
                     Reply::Bytes(bytes) => {
-                        let _ = stream.write_all(bytes);
+                        let _ = stream.write_all(&bytes);
                     }
                     Reply::Drip(bytes) => {
-                        let _ = stream.write_all(bytes);
+                        let _ = stream.write_all(&bytes);
                         while stream.write_all(b".").is_ok() {
                             std::thread::sleep(std::time::Duration::from_millis(10));
                         }
                     }
                     Reply::Silence(bytes, reached) => {
-                        {
-                            let _ = stream.write_all(bytes);
-                        };
+                        let _ = stream.write_all(&bytes);
                         let _ = reached.send(());
                         open.push(stream);
                     }
                 }
             }
         });
-        Self { address, requests }
+        Self {
+            address,
+            requests,
+            is_over,
+        }
     }
 
     pub fn url(&self) -> String {
@@ -141,6 +157,13 @@ impl Server {
 
     pub fn requests(&self) -> Vec<String> {
         self.requests.lock().unwrap().clone()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.is_over.store(true, Ordering::Relaxed);
+        let _ = TcpStream::connect(&self.address);
     }
 }
 

@@ -31,12 +31,13 @@ pub fn restore_download_error<'py>(
     py: Python<'py>,
     message: &str,
     status: Option<u16>,
-    is_timeout: bool,
+    kind: &str,
 ) -> PyResult<Bound<'py, PyAny>> {
-    let failure = match (status, is_timeout) {
+    let failure = match (status, kind) {
         (Some(status), _) => DownloadFailure::Status(status),
-        (None, true) => DownloadFailure::Timeout,
-        (None, false) => DownloadFailure::Connection,
+        (None, "Timeout") => DownloadFailure::Timeout,
+        (None, "TooManyRedirects") => DownloadFailure::TooManyRedirects,
+        (None, _) => DownloadFailure::Connection,
     };
     exception(py, failure, message)
 }
@@ -48,7 +49,7 @@ fn exception<'py>(
 ) -> PyResult<Bound<'py, PyAny>> {
     let status = match failure {
         DownloadFailure::Status(status) => Some(status),
-        DownloadFailure::Connection | DownloadFailure::Timeout => None,
+        _ => None,
     };
     let Ok(requests) = py.import("requests") else {
         let exception = py.get_type::<DownloadError>().call1((message,))?;
@@ -77,6 +78,7 @@ fn kind<'py>(
         DownloadFailure::Status(_) => "HTTPError",
         DownloadFailure::Connection => "ConnectionError",
         DownloadFailure::Timeout => "Timeout",
+        DownloadFailure::TooManyRedirects => "TooManyRedirects",
     };
     let kinds = KINDS.get_or_init(py, || PyDict::new(py).unbind()).bind(py);
     if let Some(kind) = kinds.get_item(name)? {
@@ -101,7 +103,10 @@ fn reduce<'py>(error: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyTuple>> {
     let restore = py
         .import("musubitraining._native")?
         .getattr("_restore_download_error")?;
-    let is_timeout = error.is_instance(&py.import("requests")?.getattr("Timeout")?)?;
-    let arguments = (error.str()?, error.getattr("status")?, is_timeout);
+    let arguments = (
+        error.str()?,
+        error.getattr("status")?,
+        error.get_type().name()?,
+    );
     (restore, arguments).into_pyobject(py)
 }

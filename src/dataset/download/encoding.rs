@@ -13,6 +13,12 @@ use super::{Patience, check_limit};
 use crate::error::Error;
 use crate::task::{LogLine, Task};
 
+/// One is usual, two have been seen; a file can be made that inflates to itself for ever.
+const MOST_ENCODINGS: usize = 5;
+
+/// A zip is compressed already: what inflates a hundredfold is a bomb.
+const RATIO: u64 = 100;
+
 /// Undoes `Content-Encoding` on the finished file, the last encoding first: kept as sent until here, so that a cut
 /// download of an encoded file resumes too.
 pub fn undo_encodings(
@@ -21,6 +27,12 @@ pub fn undo_encodings(
     patience: &Patience,
     task: &Task<LogLine>,
 ) -> Result<u64, Stop> {
+    if encodings.len() > MOST_ENCODINGS {
+        return Err(Stop::Try(Failure::final_connection(format!(
+            "the server has encoded the zip {} times over, {MOST_ENCODINGS} at most are undone",
+            encodings.len()
+        ))));
+    }
     for encoding in encodings.into_iter().rev() {
         let encoded = File::open(&partial.path).map_err(Error::io("read", &partial.path))?;
         let mut encoded = io::BufReader::with_capacity(CHUNK_BYTES, encoded);
@@ -49,7 +61,18 @@ pub fn undo_encodings(
             task.check()?;
             match decoder.read(&mut buffer) {
                 Ok(0) => break,
-                Ok(count) => plain.append(&buffer[..count])?,
+                Ok(count) => {
+                    let inflated = plain.written + count as u64;
+                    check_limit(inflated, patience)?;
+                    if inflated > patience.ratio_free_bytes && inflated / RATIO > partial.written {
+                        return Err(Stop::Try(Failure::final_connection(format!(
+                            "its {encoding} encoding inflates {} bytes to {inflated} and more, {RATIO} times is \
+                             allowed: it is no zip of photos",
+                            partial.written
+                        ))));
+                    }
+                    plain.append(&buffer[..count])?;
+                }
                 Err(error) => {
                     partial.restart()?;
                     let reason =
@@ -57,7 +80,6 @@ pub fn undo_encodings(
                     return Err(Stop::Try(Failure::connection(reason)));
                 }
             }
-            check_limit(plain.written, patience)?;
         }
         std::fs::rename(&path, &partial.path).map_err(Error::io("rename", &path))?;
         plain.path.clone_from(&partial.path);

@@ -1,13 +1,13 @@
 //! Why a try has failed, in words without secrets, and whether another one can help.
 
 use std::error::Error as _;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use reqwest::StatusCode;
 use reqwest::header::{self, HeaderMap};
 
 use super::address::RedactedUrl;
-use super::partial::text;
+use super::partial::{date, text};
 use crate::error::{DownloadFailure, Error};
 
 /// Why one try ended.
@@ -75,9 +75,7 @@ impl Failure {
             ),
             // 408 and 425 ask for it, 429 and 5xx pass.
             worth_retrying: matches!(status.as_u16(), 408 | 425 | 429) || status.is_server_error(),
-            retry_after: text(headers, &header::RETRY_AFTER)
-                .and_then(|seconds| seconds.trim().parse().ok())
-                .map(Duration::from_secs),
+            retry_after: retry_after(headers),
         }
     }
 
@@ -85,10 +83,17 @@ impl Failure {
     pub fn request(error: &reqwest::Error) -> Self {
         let cause = innermost(error);
         if error.is_redirect() {
-            return Self::final_connection(format!("the server's redirects lead nowhere: {cause}"));
+            return Self {
+                kind: DownloadFailure::TooManyRedirects,
+                ..Self::final_connection(format!("the server's redirects lead nowhere: {cause}"))
+            };
         }
         if error.is_builder() {
-            return Self::final_connection(format!("the request cannot be made: {cause}"));
+            return Self::final_connection(if cause.contains("scheme") {
+                "the server redirects to an address that is neither http:// nor https://".to_owned()
+            } else {
+                format!("the request cannot be made: {cause}")
+            });
         }
         if error.is_timeout() {
             return Self::timeout("no answer in time");
@@ -134,4 +139,53 @@ pub fn innermost(error: &reqwest::Error) -> String {
         cause = error.source();
     }
     words
+}
+
+/// `Retry-After`, in seconds or as a date, which counts by the server's clock where it tells it (RFC 9110, 10.2.3).
+pub fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let value = text(headers, &header::RETRY_AFTER)?.trim();
+    if let Ok(seconds) = value.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let then = httpdate::parse_http_date(value).ok()?;
+    let now = date(headers).unwrap_or_else(SystemTime::now);
+    // A date that has passed means: now.
+    Some(then.duration_since(now).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        const NOON: &str = "Tue, 02 Jan 2024 12:00:00 GMT";
+        for (value, date, expected) in [
+            ("7", None, Some(7)),
+            (" 0 ", None, Some(0)),
+            ("Tue, 02 Jan 2024 12:00:09 GMT", Some(NOON), Some(9)),
+            ("Tuesday, 02-Jan-24 12:00:09 GMT", Some(NOON), Some(9)),
+            ("Tue Jan  2 12:00:09 2024", Some(NOON), Some(9)),
+            ("Tue, 02 Jan 2024 11:00:00 GMT", Some(NOON), Some(0)),
+            (NOON, None, Some(0)),
+            ("-1", None, None),
+            ("1.5", None, None),
+            ("soon", None, None),
+            ("", None, None),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::RETRY_AFTER, value.parse().unwrap());
+            if let Some(date) = date {
+                headers.insert(header::DATE, date.parse().unwrap());
+            }
+            let expected = expected.map(Duration::from_secs);
+            assert_eq!(retry_after(&headers), expected, "{value:?}");
+        }
+        // Without the server's clock, ours.
+        let mut headers = HeaderMap::new();
+        let soon = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(600));
+        headers.insert(header::RETRY_AFTER, soon.parse().unwrap());
+        let wait = retry_after(&headers).unwrap();
+        assert!((500..=600).contains(&wait.as_secs()), "{wait:?}");
+    }
 }

@@ -3,11 +3,15 @@
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use reqwest::header::{self, HeaderMap, HeaderName};
 
 use super::super::space;
 use crate::error::Error;
+
+/// Somebody else may fill the disk meanwhile: how often is looked.
+const BYTES_BETWEEN_ROOM_CHECKS: u64 = 16 << 20;
 
 /// The file so far, and what is needed to go on with it.
 pub struct Partial {
@@ -16,13 +20,17 @@ pub struct Partial {
     pub written: u64,
     /// Of the version that the bytes so far belong to.
     pub version: Option<Version>,
+    room_checked_at: u64,
 }
 
 /// One state of the file on the server.
 pub struct Version {
     pub total: Option<u64>,
     pub encodings: Vec<String>,
-    pub validator: Option<String>,
+    etag: Option<String>,
+    last_modified: Option<String>,
+    /// The one of the two that is strong enough to go on by.
+    validator: Option<String>,
 }
 
 impl Partial {
@@ -39,12 +47,14 @@ impl Partial {
             file,
             written: 0,
             version: None,
+            room_checked_at: 0,
         })
     }
 
     pub fn restart(&mut self) -> Result<(), Error> {
         self.version = None;
         self.written = 0;
+        self.room_checked_at = 0;
         self.file
             .set_len(0)
             .map_err(Error::io("write", &self.path))?;
@@ -59,7 +69,23 @@ impl Partial {
             .write_all(chunk)
             .map_err(space::write_failed(&self.path))?;
         self.written += chunk.len() as u64;
+        if self.written - self.room_checked_at >= BYTES_BETWEEN_ROOM_CHECKS {
+            self.require_room()?;
+        }
         Ok(())
+    }
+
+    /// Refuses what will not fit, where the server has said how long the file is.
+    pub fn require_room(&mut self) -> Result<(), Error> {
+        self.room_checked_at = self.written;
+        match self.version.as_ref().and_then(|version| version.total) {
+            Some(total) => space::require(
+                &self.path,
+                total.saturating_sub(self.written),
+                "the rest of the download",
+            ),
+            None => Ok(()),
+        }
     }
 
     /// What `Range` and `If-Range` say to go on, where there is something to go on with and a validator that tells
@@ -72,9 +98,15 @@ impl Partial {
 
 impl Version {
     pub fn of(headers: &HeaderMap) -> Self {
+        let owned = |name| text(headers, name).map(str::to_owned);
+        // Beside chunks a length means nothing (RFC 9112, 6.3).
+        let length = text(headers, &header::CONTENT_LENGTH)
+            .filter(|_| !headers.contains_key(header::TRANSFER_ENCODING));
         Self {
-            total: text(headers, &header::CONTENT_LENGTH).and_then(|length| length.parse().ok()),
+            total: length.and_then(|length| length.parse().ok()),
             encodings: encodings(headers),
+            etag: owned(&header::ETAG),
+            last_modified: owned(&header::LAST_MODIFIED),
             validator: validator(headers),
         }
     }
@@ -96,67 +128,97 @@ pub fn encodings(headers: &HeaderMap) -> Vec<String> {
         .collect()
 }
 
-/// A strong validator: an `ETag` that is not weak, else a `Last-Modified` that is older than the answer (a file may
-/// change twice within its one second of resolution; RFC 9110, 8.8.2.2).
-pub fn validator(headers: &HeaderMap) -> Option<String> {
+/// A strong validator: an `ETag` that is not weak, else a `Last-Modified` from at least a second before the answer (a
+/// file may change twice within its one second of resolution; RFC 9110, 8.8.2.2).
+fn validator(headers: &HeaderMap) -> Option<String> {
     if let Some(etag) = text(headers, &header::ETAG).filter(|etag| etag.starts_with('"')) {
         return Some(etag.to_owned());
     }
     let modified = text(headers, &header::LAST_MODIFIED)?;
-    (text(headers, &header::DATE) != Some(modified)).then(|| modified.to_owned())
+    let age = date(headers)?
+        .duration_since(httpdate::parse_http_date(modified).ok()?)
+        .ok()?;
+    (age >= Duration::from_secs(1)).then(|| modified.to_owned())
+}
+
+/// When the server says that it is.
+pub fn date(headers: &HeaderMap) -> Option<SystemTime> {
+    httpdate::parse_http_date(text(headers, &header::DATE)?).ok()
+}
+
+/// `Content-Range: bytes 0-99/100`, or with `*` for a length that the server does not know (RFC 9110, 14.4).
+#[derive(Debug, PartialEq, Eq)]
+pub struct ContentRange {
+    pub first: u64,
+    pub last: u64,
+    pub total: Option<u64>,
+}
+
+impl ContentRange {
+    /// `None` for what is none, or makes no sense.
+    pub fn parse(value: &str) -> Option<Self> {
+        let (unit, range) = value.trim().split_once(' ')?;
+        let (span, total) = range.split_once('/')?;
+        let (first, last) = span.split_once('-')?;
+        let number = |digits: &str| digits.trim().parse::<u64>().ok();
+        let (first, last) = (number(first)?, number(last)?);
+        let total = match total.trim() {
+            "*" => None,
+            digits => Some(number(digits)?),
+        };
+        let makes_sense = unit.eq_ignore_ascii_case("bytes")
+            && first <= last
+            && total.is_none_or(|total| last < total);
+        makes_sense.then_some(Self { first, last, total })
+    }
+
+    fn is_whole(&self) -> bool {
+        self.first == 0 && self.total.is_none_or(|total| total - 1 == self.last)
+    }
 }
 
 /// Whether a 206 that nobody asked for brings all of the file: some servers and proxies always answer so.
 pub fn is_whole(headers: &HeaderMap) -> bool {
-    let Some(range) = headers.get(header::CONTENT_RANGE) else {
-        return true;
-    };
-    let whole = |range: &str| {
-        let (span, total) = range.strip_prefix("bytes ")?.split_once('/')?;
-        let (start, end) = span.split_once('-')?;
-        let after_end = end.trim().parse::<u64>().ok()?.checked_add(1)?;
-        let is_total = total.trim() == "*" || total.trim().parse() == Ok(after_end);
-        Some(start.trim() == "0" && is_total)
-    };
-    range.to_str().ok().and_then(whole).unwrap_or_default()
+    headers.get(header::CONTENT_RANGE).is_none_or(|range| {
+        let range = range.to_str().ok().and_then(ContentRange::parse);
+        range.is_some_and(|range| range.is_whole())
+    })
 }
 
-/// Whether a 206 goes on exactly where the file ends, with the same version of it.
-pub fn continues(partial: &Partial, headers: &HeaderMap) -> Result<(), String> {
-    let Some(version) = partial.version.as_ref().filter(|_| partial.written > 0) else {
+/// Whether a 206 goes on exactly where the file ends, with the same version of it; if so, its length is known from
+/// here on where the server says it.
+pub fn continues(partial: &mut Partial, headers: &HeaderMap) -> Result<(), String> {
+    let written = partial.written;
+    let Some(version) = partial.version.as_mut().filter(|_| written > 0) else {
         return Err("the server sent a part of the file where all of it was asked for".to_owned());
     };
     let range = text(headers, &header::CONTENT_RANGE).unwrap_or_default();
-    let parsed = range.strip_prefix("bytes ").and_then(|range| {
-        let (span, total) = range.split_once('/')?;
-        Some((
-            span.split_once('-')?.0.trim().parse::<u64>().ok()?,
-            total.trim().parse::<u64>().ok(),
-        ))
-    });
-    let Some((start, total)) = parsed else {
+    let Some(range) = ContentRange::parse(range) else {
         return Err(format!(
             "the server resumed with an unreadable Content-Range {range:?}"
         ));
     };
-    if start != partial.written {
+    if range.first != written {
         return Err(format!(
-            "the server resumed at byte {start} where byte {} was asked for",
-            partial.written
+            "the server resumed at byte {} where byte {written} was asked for",
+            range.first
         ));
     }
-    if total.is_some_and(|total| version.total.is_some_and(|known| known != total)) {
+    let total = range.total.or(version.total);
+    if version.total.is_some_and(|known| total != Some(known)) {
         return Err("the file on the server has another length now".to_owned());
     }
-    let etag = text(headers, &header::ETAG);
-    if etag.is_some_and(|etag| {
-        version
-            .validator
-            .as_ref()
-            .is_some_and(|known| known.starts_with('"') && known != etag)
-    }) || encodings(headers) != version.encodings
+    // A server need not say them again; where it does, they are those of the part.
+    let is_other = |name, known: &Option<String>| {
+        let now = text(headers, name);
+        now.is_some() && known.is_some() && now != known.as_deref()
+    };
+    if is_other(&header::ETAG, &version.etag)
+        || is_other(&header::LAST_MODIFIED, &version.last_modified)
+        || encodings(headers) != version.encodings
     {
         return Err("the file on the server is another one now".to_owned());
     }
+    version.total = total;
     Ok(())
 }

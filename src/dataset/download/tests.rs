@@ -1,8 +1,12 @@
 use std::io::{self, Write};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use reqwest::header::{HeaderMap, HeaderValue};
+
+use super::failure::retry_after;
+use super::partial::ContentRange;
 use super::*;
-use crate::dataset::samples::{Reply, Server, answer, lines, ok, silence, task};
+use crate::dataset::samples::{Reply, Server, answer, jpeg, lines, ok, silence, task, zip_of};
 use crate::error::DownloadFailure;
 use crate::task::Level;
 
@@ -286,6 +290,30 @@ fn two_versions_are_never_spliced() {
             ],
         ),
         (
+            "another day",
+            vec![
+                cut(
+                    "Last-Modified: Mon, 01 Jan 2024 00:00:00 GMT\r\nDate: Tue, 02 Jan 2024 00:00:00 GMT",
+                ),
+                part(
+                    "Content-Range: bytes 60000-159999/160000\r\nLast-Modified: Tue, 02 Jan 2024 00:00:00 GMT",
+                ),
+                whole(),
+            ],
+        ),
+        (
+            "a part that makes no sense",
+            vec![
+                cut("ETag: \"one\""),
+                part("Content-Range: bytes 60000-159999/159999"),
+                whole(),
+            ],
+        ),
+        (
+            "no clock",
+            vec![cut("Last-Modified: Mon, 01 Jan 2024 00:00:00 GMT"), whole()],
+        ),
+        (
             "no place",
             vec![cut("ETag: \"one\""), part("X: y"), whole()],
         ),
@@ -316,6 +344,179 @@ fn two_versions_are_never_spliced() {
             name == "the server sends the new file",
             "{name}: {last}"
         );
+    }
+}
+
+#[test]
+fn a_length_that_only_the_part_tells_is_kept_to() {
+    let whole = body();
+    let part = |first: usize, last: usize| {
+        let head = format!("206 Partial\r\nContent-Range: bytes {first}-{last}/160000");
+        answer(&head, &whole[first..=last])
+    };
+    let server = Server::start(vec![
+        answer(
+            "200 OK\r\nTransfer-Encoding: chunked\r\nETag: \"one\"",
+            &[b"EA60\r\n", &whole[..60_000], b"\r\n"].concat(),
+        ),
+        part(60_000, 99_999),
+        part(100_000, 159_999),
+    ]);
+    assert_eq!(fetch(&server, "", &impatient()).0.unwrap(), whole);
+}
+
+#[test]
+fn more_than_was_promised_starts_over() {
+    let whole = body();
+    let server = Server::start(vec![
+        answer(
+            "200 OK\r\nContent-Length: 160000\r\nETag: \"one\"",
+            &whole[..60_000],
+        ),
+        answer(
+            "206 Partial\r\nContent-Range: bytes 60000-159999/160000",
+            &[&whole[60_000..], b"and more"].concat(),
+        ),
+        ok("", &whole),
+    ]);
+    let (result, warnings) = fetch(&server, "", &impatient());
+    assert_eq!(result.unwrap(), whole);
+    assert!(
+        warnings[1].contains("160008 of 160000 bytes arrived"),
+        "{warnings:?}"
+    );
+}
+
+/// The client stops reading where the promise ends, so that what is beyond shows in the zip alone.
+#[test]
+fn a_zip_without_its_end_is_fetched_again_once() {
+    let zip = zip_of([("a.jpg", jpeg(1, 1))]);
+    let promising = |bytes: usize| answer(&format!("200 OK\r\nContent-Length: {bytes}"), &zip);
+    let short = zip.len() - 9;
+    let cut_without_length = || answer("200 OK", &zip[..short]);
+    for (name, replies, tries, expected) in [
+        ("short", vec![promising(short), ok("", &zip)], 2, &zip[..]),
+        (
+            "short, then shorter",
+            vec![promising(short), promising(short - 9), ok("", &zip)],
+            3,
+            &zip,
+        ),
+        (
+            "cut, its length unknown",
+            vec![cut_without_length(), ok("", &zip)],
+            2,
+            &zip,
+        ),
+        ("always short", vec![promising(short)], 2, &zip[..short]),
+        (
+            "a comment",
+            vec![ok("", &[&zip[..], b"comment"].concat())],
+            1,
+            &[&zip[..], b"comment"].concat(),
+        ),
+        ("no zip", vec![ok("", b"<html>")], 1, b"<html>"),
+        ("nothing", vec![ok("", b"")], 1, b""),
+    ] {
+        let server = Server::start(replies);
+        let (result, warnings) = fetch(&server, "", &impatient());
+        assert_eq!(result.unwrap(), expected, "{name}");
+        assert_eq!(server.requests().len(), tries, "{name}");
+        assert_eq!(warnings.len(), tries - 1, "{name}");
+    }
+}
+
+#[test]
+fn a_file_that_changes_with_every_try_is_given_up() {
+    let server = Server::answering(|number, _| {
+        let head = format!("200 OK\r\nContent-Length: 160000\r\nETag: \"{number}\"");
+        answer(&head, &body()[..90_000])
+    });
+    let error = fetch(&server, "", &impatient()).0.unwrap_err();
+    assert_eq!(failure(&error), DownloadFailure::Connection);
+    assert_eq!(server.requests().len(), 5);
+}
+
+#[test]
+fn the_whole_may_take_longer_than_a_stall() {
+    let head = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n";
+    let server = Server::start(vec![Reply::Drip(head.to_vec())]);
+    let patience = Patience {
+        stall: Duration::from_millis(300),
+        window_bytes: 2,
+        tries: 1,
+        ..impatient()
+    };
+    let started = Instant::now();
+    assert_eq!(fetch(&server, "", &patience).0.unwrap(), [b'.'; 100]);
+    assert!(started.elapsed() > patience.stall);
+}
+
+#[test]
+fn what_an_encoding_inflates_to_is_limited() {
+    use flate2::write::GzEncoder;
+    let packed = |content: &[u8]| {
+        let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::default());
+        encoder.write_all(content).unwrap();
+        encoder.finish().unwrap()
+    };
+    let zeros = packed(&vec![0; 1 << 20]);
+    for (name, patience, expected) in [
+        (
+            "size",
+            Patience {
+                limit_bytes: 100_000,
+                ..impatient()
+            },
+            "100000 allowed",
+        ),
+        (
+            "ratio",
+            Patience {
+                ratio_free_bytes: 100_000,
+                ..impatient()
+            },
+            "100 times is allowed",
+        ),
+    ] {
+        let server = Server::start(vec![ok("\r\nContent-Encoding: gzip", &zeros)]);
+        let error = fetch(&server, "", &patience).0.unwrap_err().to_string();
+        assert!(error.contains(expected), "{name}: {error}");
+        assert_eq!(server.requests().len(), 1, "{name}");
+    }
+    let many = "\r\nContent-Encoding: gzip, gzip, gzip\r\nContent-Encoding: gzip, gzip, gzip";
+    let server = Server::start(vec![ok(many, &zeros)]);
+    let error = fetch(&server, "", &impatient()).0.unwrap_err().to_string();
+    assert!(error.contains("6 times over"), "{error}");
+}
+
+#[test]
+fn what_is_promised_in_the_readme() {
+    let Patience {
+        tries,
+        first_pause,
+        longest_pause,
+        stall,
+        window_bytes,
+        redirects,
+        limit_bytes,
+        ..
+    } = Patience::default();
+    let readme = include_str!("../../../README.md");
+    for promise in [
+        format!("{} s without a byte", stall.as_secs()),
+        format!(
+            "fewer than {} KiB in {} s",
+            window_bytes >> 10,
+            stall.as_secs()
+        ),
+        format!("{tries} tries"),
+        format!("{} s before the second try", first_pause.as_secs_f32()),
+        format!("up to {} s", longest_pause.as_secs()),
+        format!("{redirects} redirects"),
+        format!("{} GiB", limit_bytes >> 30),
+    ] {
+        assert!(readme.contains(&promise), "{promise}");
     }
 }
 
@@ -637,4 +838,247 @@ fn a_reply_that_is_no_http_is_a_connection_failure() {
         failure(&fetch(&server, "", &impatient()).0.unwrap_err()),
         DownloadFailure::Connection
     );
+}
+
+mod properties {
+    use flate2::write::GzEncoder;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// What a server does with one request, whatever it is asked.
+    #[derive(Clone, Debug)]
+    enum Act {
+        Serves,
+        Cuts(u16),
+        IgnoresRange,
+        /// And says which version it sends a part of.
+        IgnoresIfRange,
+        ShiftsRange(i8),
+        SendsAPart(u16),
+        SaysNoRange,
+        LiesOnLength(u8),
+        Chunks {
+            cut: Option<u16>,
+        },
+        Gzips {
+            cut: Option<u16>,
+        },
+        Refuses(u16),
+        SaysNothing,
+    }
+
+    fn act() -> impl Strategy<Value = Act> {
+        let cut = || proptest::option::of(any::<u16>());
+        prop_oneof![
+            Just(Act::Serves),
+            any::<u16>().prop_map(Act::Cuts),
+            any::<u16>().prop_map(Act::Cuts),
+            Just(Act::IgnoresRange),
+            Just(Act::IgnoresIfRange),
+            any::<i8>().prop_map(Act::ShiftsRange),
+            any::<u16>().prop_map(Act::SendsAPart),
+            Just(Act::SaysNoRange),
+            any::<u8>().prop_map(Act::LiesOnLength),
+            cut().prop_map(|cut| Act::Chunks { cut }),
+            cut().prop_map(|cut| Act::Gzips { cut }),
+            prop_oneof![Just(416), Just(500), Just(503), Just(429)].prop_map(Act::Refuses),
+            Just(Act::SaysNothing),
+        ]
+    }
+
+    /// How a server tells its versions apart.
+    #[derive(Clone, Copy, Debug)]
+    enum Validator {
+        Strong,
+        Weak,
+        Modified,
+        None,
+    }
+
+    impl Validator {
+        fn of(self, version: usize) -> String {
+            match self {
+                Self::Strong => format!("\"v{version}\""),
+                Self::Weak => format!("W/\"v{version}\""),
+                Self::Modified => format!("Mon, 01 Jan 2024 00:00:{version:02} GMT"),
+                Self::None => String::new(),
+            }
+        }
+
+        fn headers(self, version: usize) -> String {
+            let validator = self.of(version);
+            match self {
+                Self::Strong | Self::Weak => format!("\r\nETag: {validator}"),
+                Self::Modified => {
+                    format!("\r\nLast-Modified: {validator}\r\nDate: Tue, 02 Jan 2024 00:00:00 GMT")
+                }
+                Self::None => String::new(),
+            }
+        }
+    }
+
+    /// The file's state after `changes` changes: no byte is that of another state.
+    fn version(number: usize, lengths: &[u16]) -> Vec<u8> {
+        vec![u8::try_from(number + 1).unwrap(); usize::from(lengths[number % lengths.len()])]
+    }
+
+    fn up_to(bytes: &[u8], cut: Option<u16>) -> &[u8] {
+        let length = cut.map_or(bytes.len(), |cut| usize::from(cut) % (bytes.len() + 1));
+        &bytes[..length]
+    }
+
+    fn reply(act: &Act, file: &[u8], validator: Validator, version: usize, request: &str) -> Reply {
+        let asked = |name: &str| {
+            let line = request.lines().find_map(|line| line.strip_prefix(name))?;
+            Some(line.trim().to_owned())
+        };
+        let start = asked("range: bytes=").map(|range| {
+            let first = range.trim_end_matches('-').parse::<usize>();
+            first.unwrap()
+        });
+        let is_current = asked("if-range:") == Some(validator.of(version).to_lowercase());
+        let headers = validator.headers(version);
+        let whole = |body: &[u8]| {
+            let head = format!("200 OK\r\nContent-Length: {}{headers}", file.len());
+            answer(&head, body)
+        };
+        let part = |first: usize, said: usize, end: usize, total: usize| {
+            let body = file.get(first..end).unwrap_or_default();
+            let last = (said + body.len()).saturating_sub(1);
+            let head = format!(
+                "206 Part\r\nContent-Length: {}\r\nContent-Range: bytes {said}-{last}/{total}{headers}",
+                body.len()
+            );
+            answer(&head, body)
+        };
+        let size = file.len();
+        match (act, start) {
+            (Act::Refuses(status), _) => answer(&format!("{status} No"), b"no"),
+            (Act::SaysNothing, _) => Reply::Bytes(Vec::new()),
+            (Act::IgnoresIfRange, Some(start)) if start < size => part(start, start, size, size),
+            (Act::ShiftsRange(by), Some(start)) => {
+                let first = start.saturating_add_signed(isize::from(*by)).min(size);
+                part(first, first, size, size)
+            }
+            (Act::SendsAPart(bytes), start) => {
+                let first = start.filter(|_| is_current).unwrap_or_default().min(size);
+                let end = first + up_to(&file[first..], Some(*bytes)).len();
+                part(first, first, end, size)
+            }
+            (Act::SaysNoRange, Some(start)) => {
+                let body = file.get(start..).unwrap_or_default();
+                answer(&format!("206 Part{headers}"), body)
+            }
+            (Act::LiesOnLength(more), Some(start)) if start < size => {
+                part(start, start, size, size + usize::from(*more))
+            }
+            (Act::Chunks { cut }, _) => {
+                let mut body = Vec::new();
+                for chunk in file.chunks(700) {
+                    body.extend(format!("{:x}\r\n", chunk.len()).bytes());
+                    body.extend(chunk);
+                    body.extend(b"\r\n");
+                }
+                body.extend(b"0\r\n\r\n");
+                let head = format!("200 OK\r\nTransfer-Encoding: chunked{headers}");
+                answer(&head, up_to(&body, *cut))
+            }
+            (Act::Gzips { cut }, _) => {
+                let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::default());
+                encoder.write_all(file).unwrap();
+                let body = encoder.finish().unwrap();
+                let length = body.len();
+                let head = format!(
+                    "200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {length}{headers}"
+                );
+                answer(&head, up_to(&body, *cut))
+            }
+            (Act::IgnoresRange, _) => whole(file),
+            (_, Some(start)) if is_current && start >= size => answer("416 No", b""),
+            (Act::Cuts(after), Some(start)) if is_current => {
+                let head = format!(
+                    "206 Part\r\nContent-Length: {}\r\nContent-Range: bytes {start}-{}/{size}",
+                    size - start,
+                    size - 1
+                );
+                answer(&head, up_to(&file[start..], Some(*after)))
+            }
+            (_, Some(start)) if is_current => part(start, start, size, size),
+            (Act::Cuts(after), _) => whole(up_to(file, Some(*after))),
+            _ => whole(file),
+        }
+    }
+
+    proptest! {
+        // Each case is a download of its own.
+        #![proptest_config(ProptestConfig {
+            cases: ProptestConfig::default().cases / 4,
+            ..ProptestConfig::default()
+        })]
+
+        #[test]
+        fn versions_are_never_spliced(
+            validator in prop_oneof![
+                3 => Just(Validator::Strong),
+                2 => Just(Validator::Modified),
+                1 => Just(Validator::Weak),
+                1 => Just(Validator::None),
+            ],
+            lengths in proptest::collection::vec(0..5000u16, 1..4),
+            script in proptest::collection::vec((proptest::bool::weighted(0.3), act()), 0..12),
+        ) {
+            let steps = script.clone();
+            let of_the_server = lengths.clone();
+            let mut changes = 0;
+            let server = Server::answering(move |number, request| {
+                let (changed, act) = steps.get(number).cloned().unwrap_or((false, Act::Serves));
+                changes += usize::from(changed);
+                let file = version(changes, &of_the_server);
+                reply(&act, &file, validator, changes, request)
+            });
+            match fetch(&server, "", &impatient()).0 {
+                Ok(file) => {
+                    let is_one = (0..=script.len()).any(|number| version(number, &lengths) == file);
+                    prop_assert!(is_one, "{} bytes: {:?}", file.len(), server.requests());
+                }
+                Err(error) => prop_assert!(matches!(error, Error::Download { .. }), "{error:?}"),
+            }
+            // Five in a row that bring nothing, and one for each KiB.
+            prop_assert!(server.requests().len() <= 5 * 6);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_content_range_is_read_as_it_is_written(
+            first in any::<u32>(),
+            length in 1..u32::MAX,
+            more in proptest::option::of(any::<u32>()),
+        ) {
+            let first = u64::from(first);
+            let last = first + u64::from(length) - 1;
+            let total = more.map(|more| last + 1 + u64::from(more));
+            let said = total.map_or_else(|| "*".to_owned(), |total| total.to_string());
+            let range = ContentRange::parse(&format!("bytes {first}-{last}/{said}"));
+            prop_assert_eq!(range, Some(ContentRange { first, last, total }));
+        }
+
+        #[test]
+        fn no_header_panics(value in "\\PC*|bytes [0-9*]{0,25}-[0-9*]{0,25}/[0-9*]{0,25}") {
+            if let Some(range) = ContentRange::parse(&value) {
+                prop_assert!(range.first <= range.last);
+                prop_assert!(range.total.is_none_or(|total| range.last < total));
+            }
+            let mut headers = HeaderMap::new();
+            if let Ok(value) = HeaderValue::from_str(&value) {
+                headers.insert(header::RETRY_AFTER, value.clone());
+                headers.insert(header::DATE, value.clone());
+                headers.insert(header::LAST_MODIFIED, value.clone());
+                headers.insert(header::CONTENT_RANGE, value.clone());
+                headers.insert(header::CONTENT_ENCODING, value);
+            }
+            let _ = (retry_after(&headers), is_whole(&headers), Version::of(&headers));
+        }
+    }
 }
