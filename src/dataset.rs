@@ -104,7 +104,7 @@ impl Default for DatasetLimits {
 /// On any error the old one is still there, untouched.
 ///
 /// # Errors
-/// [`Error::InvalidValue`] for the URL, or when no photo is left; otherwise as [`download::download`],
+/// [`Error::InvalidUrl`], [`Error::InvalidValue`] when no photo is left; otherwise as [`download::download`],
 /// [`archive::extract`] and the disk give them.
 pub fn prepare(
     training_folder: &Path,
@@ -675,7 +675,7 @@ mod tests {
         let before = tree(folder.path());
         assert!(matches!(
             run(folder.path(), "ftp://host/a.zip").0,
-            Err(Error::InvalidValue(_))
+            Err(Error::InvalidUrl(_))
         ));
         assert_eq!(tree(folder.path()), before);
     }

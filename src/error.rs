@@ -24,6 +24,9 @@ pub enum Error {
     /// A value that can never work: `ValueError`.
     #[error("{0}")]
     InvalidValue(String),
+    /// No address of a zip: `ValueError`, and what `requests` raises for one.
+    #[error("{0}")]
+    InvalidUrl(String),
     /// A value of a kind that can never work: `TypeError`.
     #[error("{0}")]
     InvalidType(String),
@@ -84,6 +87,7 @@ impl From<Error> for PyErr {
         let message = error.to_string();
         match error {
             Error::InvalidValue(_) => PyValueError::new_err(message),
+            Error::InvalidUrl(_) => Python::attach(|py| download::invalid_url(py, message)),
             Error::InvalidType(_) => PyTypeError::new_err(message),
             Error::Missing { .. } => PyFileNotFoundError::new_err(message),
             Error::Unusable(_) => PyRuntimeError::new_err(message),

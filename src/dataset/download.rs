@@ -190,7 +190,7 @@ fn attempt(
         }
     } else {
         partial.restart()?;
-        let version = Version::of(&headers);
+        let version = Version::of(status, &headers);
         if let Some(total) = version.total {
             check_limit(total, patience)?;
         }

@@ -1,6 +1,6 @@
 //! `DownloadError`, and its kinds that are also what callers of `requests` catch.
 
-use pyo3::exceptions::PyOSError;
+use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyTuple, PyType};
@@ -20,6 +20,14 @@ pub fn raised(py: Python<'_>, failure: DownloadFailure, message: &str) -> PyErr 
         Ok(exception) => PyErr::from_value(exception),
         Err(error) => error,
     }
+}
+
+/// The exception for an address that is none: a `ValueError`, which that of `requests` is, too.
+pub fn invalid_url(py: Python<'_>, message: String) -> PyErr {
+    let of_requests = py
+        .import("requests.exceptions")
+        .and_then(|exceptions| exceptions.getattr("InvalidURL")?.call1((&message,)));
+    of_requests.map_or_else(|_| PyValueError::new_err(message), PyErr::from_value)
 }
 
 /// Makes an unpickled error of the kind that this process has: with `requests` or without.

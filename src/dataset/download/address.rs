@@ -16,10 +16,10 @@ pub struct RedactedUrl {
 
 impl RedactedUrl {
     /// # Errors
-    /// [`Error::InvalidValue`] for what is no `http://` or `https://` URL.
+    /// [`Error::InvalidUrl`] for what is no `http://` or `https://` URL.
     pub fn parse(text: &str) -> Result<Self, Error> {
         let invalid = |found: &str| {
-            Error::InvalidValue(format!(
+            Error::InvalidUrl(format!(
                 "images_zip_url must be the http:// or https:// address of a zip of photos, but {found}"
             ))
         };

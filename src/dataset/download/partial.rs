@@ -5,6 +5,7 @@ use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use reqwest::StatusCode;
 use reqwest::header::{self, HeaderMap, HeaderName};
 
 use super::super::space;
@@ -97,13 +98,19 @@ impl Partial {
 }
 
 impl Version {
-    pub fn of(headers: &HeaderMap) -> Self {
+    /// That of an answer that brings all of the file.
+    pub fn of(status: StatusCode, headers: &HeaderMap) -> Self {
         let owned = |name| text(headers, name).map(str::to_owned);
         // Beside chunks a length means nothing (RFC 9112, 6.3).
         let length = text(headers, &header::CONTENT_LENGTH)
             .filter(|_| !headers.contains_key(header::TRANSFER_ENCODING));
+        let range = text(headers, &header::CONTENT_RANGE)
+            .filter(|_| status == StatusCode::PARTIAL_CONTENT)
+            .and_then(ContentRange::parse);
         Self {
-            total: length.and_then(|length| length.parse().ok()),
+            total: range
+                .map(|range| range.last + 1)
+                .or_else(|| length?.parse().ok()),
             encodings: encodings(headers),
             etag: owned(&header::ETAG),
             last_modified: owned(&header::LAST_MODIFIED),
@@ -168,6 +175,7 @@ impl ContentRange {
         };
         let makes_sense = unit.eq_ignore_ascii_case("bytes")
             && first <= last
+            && last < u64::MAX
             && total.is_none_or(|total| last < total);
         makes_sense.then_some(Self { first, last, total })
     }
