@@ -124,9 +124,8 @@ pub fn download(
             .min(patience.longest_pause);
         pause *= 2;
         task.warn(format!(
-            "[dataset] download from {} interrupted after {} bytes: {}; trying again in {:.1} s ({} of {})",
+            "[dataset] download from {} interrupted: {}; trying again in {:.1} s ({} of {})",
             url.host(),
-            partial.written,
             failure.reason,
             wait.as_secs_f64(),
             fruitless + 1,
@@ -183,6 +182,10 @@ fn attempt(
     if status.is_client_error() || status.is_server_error() {
         return Err(Stop::Try(Failure::status(status, &headers)));
     }
+    // Others have been followed; one without an address is an answer like any other.
+    if matches!(status.as_u16(), 301..=303 | 307 | 308) && headers.contains_key(header::LOCATION) {
+        return Err(Stop::Try(Failure::redirect_to_no_address()));
+    }
     if status == StatusCode::PARTIAL_CONTENT && !(resumption.is_none() && is_whole(&headers)) {
         if let Err(reason) = continues(partial, &headers) {
             partial.restart()?;
@@ -199,7 +202,8 @@ fn attempt(
     }
     let total = partial.version.as_ref().and_then(|version| version.total);
     loop {
-        match events.next()? {
+        let event = events.next();
+        match event.map_err(|stop| stop.after(partial.written, total))? {
             Event::Chunk(chunk) => {
                 check_limit(partial.written + chunk.len() as u64, patience)?;
                 partial.append(&chunk)?;
@@ -232,8 +236,8 @@ fn attempt(
 fn check_limit(bytes: u64, patience: &Patience) -> Result<(), Stop> {
     if bytes > patience.limit_bytes {
         return Err(Stop::Try(Failure::final_connection(format!(
-            "the zip is larger than what is taken: {bytes} bytes so far or promised, {} allowed; for more, set \
-             dataset_limits = DatasetLimits(zip_bytes=...) on the trainer",
+            "the zip is larger than what is taken: {bytes} bytes so far or promised, {} allowed: put fewer photos into \
+             it, or set trainer.dataset_limits = DatasetLimits(zip_bytes=...)",
             patience.limit_bytes
         ))));
     }

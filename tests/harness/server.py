@@ -1,12 +1,21 @@
 """A real HTTP server on loopback that answers as told and remembers what it was asked."""
 
+import base64
 import gzip
+import os
+import socket
+import ssl
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
+
+AUTHORITY = Path(__file__).parent / "tls/authority.pem"
+"""Who has signed the certificate of a server that speaks TLS: for localhost, 127.0.0.1 and photos.example."""
 
 
 class Request(NamedTuple):
@@ -25,7 +34,7 @@ class Exchange(BaseHTTPRequestHandler):
         headers = {name.lower(): value for name, value in self.headers.items()}
         self.server.owner._answer(self, Request(self.command, self.path, headers))
 
-    do_HEAD = do_POST = do_GET
+    do_HEAD = do_POST = do_CONNECT = do_GET
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -46,6 +55,12 @@ class Exchange(BaseHTTPRequestHandler):
         """Waits for the end of the test."""
         self.server.owner.closing.wait()
 
+    def reset(self) -> None:
+        """Ends the connection with a reset, as a machine does that has gone down."""
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close_connection = True
+        os.close(self.connection.detach())
+
 
 Reply = Callable[[Exchange], None]
 
@@ -59,19 +74,31 @@ class _Listener(ThreadingHTTPServer):
 
 
 class Server:
-    def __init__(self) -> None:
+    def __init__(self, *, tls: bool = False) -> None:
+        self.scheme = "https" if tls else "http"
         self.requests: list[Request] = []
         self.closing = threading.Event()
         self.asked = threading.Condition()
         self._replies: dict[str, list[Reply]] = {}
         self._listener = _Listener(("127.0.0.1", 0), Exchange)
         self._listener.owner = self
+        if tls:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(AUTHORITY.with_name("server.pem"))
+            # The handshake is for the connection's own thread: a client may end it, or never begin.
+            self._listener.socket = context.wrap_socket(
+                self._listener.socket, server_side=True, do_handshake_on_connect=False
+            )
         self._thread = threading.Thread(target=self._listener.serve_forever, args=(0.02,), daemon=True)
         self._thread.start()
 
     @property
     def base(self) -> str:
-        return f"http://127.0.0.1:{self._listener.server_port}"
+        return f"{self.scheme}://127.0.0.1:{self.port}"
+
+    @property
+    def port(self) -> int:
+        return self._listener.server_port
 
     def url(self, path: str = "/photos.zip") -> str:
         return self.base + path
@@ -95,14 +122,15 @@ class Server:
         with self.asked:
             self.requests.append(request)
             self.asked.notify_all()
-            replies = self._replies.get(urlsplit(request.path).path, [])
+            path = request.path if request.method == "CONNECT" else urlsplit(request.path).path
+            replies = self._replies.get(path, [])
             reply = replies.pop(0) if len(replies) > 1 else replies[0] if replies else status(404)
         reply(exchange)
 
 
 @contextmanager
-def serving() -> Iterator[Server]:
-    server = Server()
+def serving(*, tls: bool = False) -> Iterator[Server]:
+    server = Server(tls=tls)
     try:
         yield server
     finally:
@@ -146,6 +174,70 @@ def cut(data: bytes, after: int, *, etag: str | None = None) -> Reply:
         exchange.close_connection = True
 
     return reply
+
+
+def raw(data: bytes) -> Reply:
+    """These bytes, whatever they are, and the end of the connection."""
+
+    def reply(exchange: Exchange) -> None:
+        exchange.wfile.write(data)
+        exchange.close_connection = True
+
+    return reply
+
+
+def reset(data: bytes = b"") -> Reply:
+    """These bytes, and then a reset of the connection."""
+
+    def reply(exchange: Exchange) -> None:
+        exchange.wfile.write(data)
+        exchange.reset()
+
+    return reply
+
+
+def head(length: int | None = None, status: str = "200 OK", **headers: str) -> bytes:
+    """For `raw` and `reset`."""
+    fields = {name.replace("_", "-"): value for name, value in headers.items()}
+    if length is not None:
+        fields["Content-Length"] = str(length)
+    lines = [f"HTTP/1.1 {status}", *(f"{name}: {value}" for name, value in fields.items()), "", ""]
+    return "\r\n".join(lines).encode()
+
+
+def part(data: bytes, start: int, *, said: int | None = None, total: int | None = None, **headers: str) -> Reply:
+    """The file from `start` on, whatever is asked for; maybe said to begin elsewhere, or to be of another file."""
+    said = start if said is None else said
+    said_range = f"bytes {said}-{said + len(data) - start - 1}/{len(data) if total is None else total}"
+    return status(206, data[start:], Content_Range=said_range, **headers)
+
+
+def tunnel(to: Server, user_and_password: str | None = None) -> Reply:
+    """What a proxy does with CONNECT, for whoever knows the password."""
+    allowed = user_and_password and "Basic " + base64.b64encode(user_and_password.encode()).decode()
+
+    def reply(exchange: Exchange) -> None:
+        if allowed and exchange.headers.get("Proxy-Authorization") != allowed:
+            exchange.head(407, 0, Proxy_Authenticate='Basic realm="proxy"')
+            return
+        with socket.create_connection(("127.0.0.1", to.port)) as server:
+            exchange.wfile.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+            exchange.close_connection = True
+            back = threading.Thread(target=_pass_on, args=(server, exchange.connection), daemon=True)
+            back.start()
+            _pass_on(exchange.connection, server)
+            back.join()
+
+    return reply
+
+
+def _pass_on(source: socket.socket, sink: socket.socket) -> None:
+    try:
+        while data := source.recv(1 << 16):
+            sink.sendall(data)
+        sink.shutdown(socket.SHUT_WR)
+    except OSError:
+        """One of the two has gone."""
 
 
 def status(code: int, body: bytes = b"", **headers: str) -> Reply:

@@ -10,11 +10,29 @@ use super::address::RedactedUrl;
 use super::partial::{date, text};
 use crate::error::{DownloadFailure, Error};
 
+const PROXY_WANTS_A_PASSWORD: &str = "; the proxy wants a user and a password: put them in HTTPS_PROXY (http://user:password@host:port)";
+
 /// Why one try ended.
 pub enum Stop {
     /// Trying again cannot help.
     Final(Error),
     Try(Failure),
+}
+
+impl Stop {
+    /// In the middle of the file.
+    pub fn after(self, written: u64, total: Option<u64>) -> Self {
+        match self {
+            Self::Try(failure) => Self::Try(Failure {
+                reason: match total {
+                    Some(total) => format!("{} after {written} of {total} bytes", failure.reason),
+                    None => format!("{} after {written} bytes", failure.reason),
+                },
+                ..failure
+            }),
+            Self::Final(error) => Self::Final(error),
+        }
+    }
 }
 
 impl From<Error> for Stop {
@@ -55,6 +73,11 @@ impl Failure {
         }
     }
 
+    /// Where to is not told: it may be a secret.
+    pub fn redirect_to_no_address() -> Self {
+        Self::final_connection("the server redirects to what is no http:// or https:// address")
+    }
+
     pub fn status(status: StatusCode, headers: &HeaderMap) -> Self {
         let meaning = match status.as_u16() {
             401 | 403 => {
@@ -63,7 +86,7 @@ impl Failure {
             404 | 410 => {
                 "; the file is not (or no longer) there, or a signed link has run out: check the link"
             }
-            407 => "; the proxy wants a user and a password: put them in HTTPS_PROXY",
+            407 => PROXY_WANTS_A_PASSWORD,
             _ => "",
         };
         Self {
@@ -89,11 +112,11 @@ impl Failure {
             };
         }
         if error.is_builder() {
-            return Self::final_connection(if cause.contains("scheme") {
-                "the server redirects to an address that is neither http:// nor https://".to_owned()
+            return if cause.contains("scheme") {
+                Self::redirect_to_no_address()
             } else {
-                format!("the request cannot be made: {cause}")
-            });
+                Self::final_connection(format!("the request cannot be made: {cause}"))
+            };
         }
         if error.is_timeout() {
             return Self::timeout("no answer in time");
@@ -103,6 +126,10 @@ impl Failure {
                 "its TLS certificate is not trusted ({cause}); where a company's proxy signs it, point \
                  REQUESTS_CA_BUNDLE or SSL_CERT_FILE at the CA bundle"
             ));
+        }
+        // The proxy's 407 to CONNECT.
+        if cause.ends_with("proxy authorization required") {
+            return Self::final_connection(format!("{cause}{PROXY_WANTS_A_PASSWORD}"));
         }
         Self::connection(if error.is_connect() {
             format!("cannot connect: {cause}")
