@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import traceback
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,7 +28,7 @@ from zipfile import BadZipFile
 import pytest
 import requests
 from harness import server
-from harness.library import Workspace
+from harness.library import OURS, Bench, Library, Workspace
 from harness.photos import HTML, Entry, jpeg, make_zip
 from harness.scenario import Work
 from harness.server import Reply, Request, Server, serving
@@ -766,3 +767,159 @@ def test_limits_of_a_class(workspace: Workspace) -> None:
 def test_limits_without_one_of_them(workspace: Workspace) -> None:
     prepare(workspace, SimpleNamespace(zip_bytes=1, photos_bytes=1)).failed(AttributeError, "entries")
     assert workspace.server.requests == []
+
+
+# ---- memory and disk --------------------------------------------------------------------------------------------
+
+BIG_MB = 300
+
+
+def prepare_and_measure(work: Work):
+    import re
+
+    def peak_mb():
+        with open("/proc/self/status") as status:
+            return int(re.search(r"VmHWM:\s+(\d+)", status.read()).group(1)) / 1024
+
+    trainer = work.trainer()
+    before = peak_mb()
+    trainer._prepare_dataset(work.toml, work.url, "word")
+    return peak_mb() - before
+
+
+def streamed(file: Path, encoding: str | None) -> Reply:
+    """The file as it is read, so that this process does not hold it either."""
+
+    def reply(exchange: server.Exchange) -> None:
+        packer = zlib.compressobj(0, wbits=GZIP) if encoding else None
+        headers = {"Content_Encoding": encoding} if encoding else {}
+        exchange.head(200, None if packer else file.stat().st_size, **headers)
+        with open(file, "rb") as source:
+            while data := source.read(1 << 20):
+                exchange.wfile.write(packer.compress(data) if packer else data)
+        if packer:
+            exchange.wfile.write(packer.flush())
+
+    return reply
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory of a process is read from /proc")
+def test_memory_is_flat(bench: Bench, tmp_path: Path) -> None:
+    big = tmp_path / "big.zip"
+    with zipfile.ZipFile(big, "w") as archive:
+        for number in range(BIG_MB // 10):
+            archive.writestr(f"{number}.jpg", jpeg() + bytes(10 << 20))
+    runs = []
+    for encoding in (None, "gzip"):
+        workspace = bench.workspace()
+        workspace.url = workspace.server.on("/photos.zip", streamed(big, encoding))
+        runs.append(workspace.start(OURS, prepare_and_measure))
+    for run in runs:
+        assert run.finish().ok().result < 64
+
+
+def prepare_on_a_small_disk(work: Work):
+    import os
+    import threading
+    from urllib.request import urlopen
+
+    folder = work.path("training")
+    os.makedirs(os.path.join(folder, "images"))
+    old = os.path.join(folder, "images", "old.jpg")
+    with open(old, "w") as file:
+        file.write("old photo")
+
+    def free():
+        found = os.statvfs(folder)
+        return found.f_bavail * found.f_frsize
+
+    def fill():
+        with urlopen(work.extra["fill"]), open(os.path.join(folder, "filler"), "wb") as filler:
+            while free() > work.extra["leave"]:
+                filler.write(bytes(1 << 20))
+                filler.flush()
+        urlopen(work.extra["filled"]).close()
+
+    before = free()
+    if "fill" in work.extra:
+        threading.Thread(target=fill, daemon=True).start()
+    outcome = work.attempt(lambda: work.trainer()._prepare_dataset(work.toml, work.url, "word"))
+    with open(old) as file:
+        assert file.read() == "old photo"
+    return {**outcome, "left": sorted(set(os.listdir(folder)) - {"filler"}), "before": before, "after": free()}
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Callable[[Workspace, int], Library]:
+    """Gives the workspace's training folder a file system of that many MiB of its own, for one process to see."""
+
+    def make(workspace: Workspace, size_mb: int) -> Library:
+        workspace.training.mkdir()
+        mount = f"mount -t tmpfs -o size={size_mb}m tmpfs {workspace.training}"
+        within = ["unshare", "--mount", "--map-root-user", "sh", "-c"]
+        if shutil.which("unshare") is None:
+            pytest.skip("needs a file system of its own: there is no unshare here")
+        tried = subprocess.run([*within, mount], capture_output=True, text=True)
+        if tried.returncode:
+            pytest.skip(f"needs a file system of its own: {tried.stderr.strip()}")
+        python = tmp_path / f"python-on-{size_mb}"
+        python.write_text(f'#!/bin/sh\nexec {" ".join(within)} \'{mount} && exec "$@"\' sh {sys.executable} "$@"\n')
+        python.chmod(0o755)
+        return Library("ours on a small disk", str(python))
+
+    return make
+
+
+MB = 1 << 20
+TOO_MUCH = make_zip(Entry("a.jpg", jpeg() + random.Random(3).randbytes(5 * MB), stored=True))
+
+
+@pytest.mark.parametrize(
+    ("reply", "words"),
+    [
+        pytest.param(server.content(TOO_MUCH), (f"needs {len(TOO_MUCH)} bytes", "are free"), id="known beforehand"),
+        pytest.param(server.chunked(TOO_MUCH, 100_000), ("the disk is full",), id="known when it is full"),
+        pytest.param(encoded(bytes(8 * MB), "gzip", GZIP), ("the disk is full",), id="full of what is inflated"),
+        pytest.param(
+            server.content(make_zip(Entry("a.jpg", jpeg() + bytes(3 * MB), stored=True))),
+            ("extracting the zip needs", "are free"),
+            id="too small for the photos",
+        ),
+    ],
+)
+def test_a_full_disk(
+    bench: Bench, small_disk: Callable[[Workspace, int], Library], reply: Reply, words: tuple[str, ...]
+) -> None:
+    workspace = bench.workspace()
+    workspace.url = workspace.server.on("/photos.zip", reply)
+    run = workspace.run(small_disk(workspace, 4), prepare_on_a_small_disk).ok()
+    assert "OSError" in run.result["error"]["bases"]
+    for word in (f"[Errno {errno.ENOSPC}]", *words):
+        assert word in run.result["error"]["message"]
+    assert len(run.requests) == 1
+    assert run.result["left"] == ["images"]
+    assert run.result["after"] == run.result["before"]
+
+
+def test_a_disk_that_somebody_else_fills(bench: Bench, small_disk: Callable[[Workspace, int], Library]) -> None:
+    sent, filled = threading.Event(), threading.Event()
+
+    def slow(exchange: server.Exchange) -> None:
+        exchange.head(200, 60 * MB)
+        exchange.wfile.write(bytes(24 * MB))
+        sent.set()
+        assert filled.wait(30)
+        exchange.wfile.write(bytes(36 * MB))
+
+    workspace = bench.workspace()
+    workspace.url = workspace.server.on("/photos.zip", slow)
+    workspace.extra = {
+        "fill": workspace.server.on("/fill", lambda exchange: (sent.wait(30), exchange.head(200, 0))[1]),
+        "filled": workspace.server.on("/filled", lambda exchange: (filled.set(), exchange.head(200, 0))[1]),
+        "leave": 14 * MB,
+    }
+    run = workspace.run(small_disk(workspace, 64), prepare_on_a_small_disk).ok()
+    assert f"[Errno {errno.ENOSPC}]" in run.result["error"]["message"]
+    # Before the disk is full, with how much there is still to come.
+    assert re.search(r"the rest of the download needs \d+ bytes and \d+ are free", run.result["error"]["message"])
+    assert run.result["left"] == ["images"]
