@@ -59,13 +59,15 @@ pub enum Error {
     Cancelled,
 }
 
-/// What `requests` has four exceptions for.
+/// What `requests` has exceptions for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DownloadFailure {
     Status(u16),
     Connection,
     Timeout,
     TooManyRedirects,
+    /// Of a redirect: to an address that is neither http nor https.
+    InvalidSchema,
 }
 
 /// The action of [`Error::Io`] when a command cannot be started.

@@ -272,6 +272,7 @@ SURVIVED = [
     Case("encoded in vain", (server.raw(server.head(SIZE, Content_Encoding="gzip") + ZIP), ZIP)),
     # Redirects
     *(Case(f"HTTP {code}", (server.redirect("?again", code), ZIP)) for code in (301, 302, 303, 307, 308)),
+    Case("a redirect with a blank and an accent", (server.redirect("?a photo \xe9"), ZIP)),
     Case("29 redirects", (*(server.redirect(f"?{number}") for number in range(29)), ZIP), 30),
 ]
 
@@ -338,20 +339,20 @@ REFUSED = [
         (server.redirect(SECRET_PLACE),),
         5,
         requests.ConnectionError,
-        ("refused",),
+        ("redirects to 127.0.0.1:9", "refused"),
     ),
     Refused(
         "a redirect to a file",
         (server.redirect(f"file:///etc/{SECRET}"),),
         1,
-        requests.ConnectionError,
+        requests.exceptions.InvalidSchema,
         ("redirects", "http"),
     ),
     Refused(
         "a redirect to FTP",
         (server.redirect(f"ftp://{SECRET}/{SECRET}.zip"),),
         1,
-        requests.ConnectionError,
+        requests.exceptions.InvalidSchema,
         ("redirects", "http"),
     ),
     Refused("always less than the zip", (server.raw(server.head(HALF) + ZIP),), 2, BadZipFile, ("cut short",)),

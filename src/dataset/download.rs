@@ -4,6 +4,7 @@ mod address;
 mod encoding;
 mod failure;
 mod partial;
+mod redirect;
 #[cfg(test)]
 mod tests;
 mod transfer;
@@ -181,10 +182,6 @@ fn attempt(
     }
     if status.is_client_error() || status.is_server_error() {
         return Err(Stop::Try(Failure::status(status, &headers)));
-    }
-    // Others have been followed; one without an address is an answer like any other.
-    if matches!(status.as_u16(), 301..=303 | 307 | 308) && headers.contains_key(header::LOCATION) {
-        return Err(Stop::Try(Failure::redirect_to_no_address()));
     }
     if status == StatusCode::PARTIAL_CONTENT && !(resumption.is_none() && is_whole(&headers)) {
         if let Err(reason) = continues(partial, &headers) {

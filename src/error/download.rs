@@ -45,6 +45,7 @@ pub fn restore_download_error<'py>(
         (Some(status), _) => DownloadFailure::Status(status),
         (None, "Timeout") => DownloadFailure::Timeout,
         (None, "TooManyRedirects") => DownloadFailure::TooManyRedirects,
+        (None, "InvalidSchema") => DownloadFailure::InvalidSchema,
         (None, _) => DownloadFailure::Connection,
     };
     exception(py, failure, message)
@@ -87,6 +88,8 @@ fn kind<'py>(
         DownloadFailure::Connection => "ConnectionError",
         DownloadFailure::Timeout => "Timeout",
         DownloadFailure::TooManyRedirects => "TooManyRedirects",
+        // A ValueError besides.
+        DownloadFailure::InvalidSchema => "InvalidSchema",
     };
     let kinds = KINDS.get_or_init(py, || PyDict::new(py).unbind()).bind(py);
     if let Some(kind) = kinds.get_item(name)? {
@@ -94,7 +97,8 @@ fn kind<'py>(
     }
     let namespace = PyDict::new(py);
     namespace.set_item("__module__", "musubitraining")?;
-    let bases = (py.get_type::<DownloadError>(), requests.getattr(name)?);
+    let of_requests = requests.getattr("exceptions")?.getattr(name)?;
+    let bases = (py.get_type::<DownloadError>(), of_requests);
     let kind = py.get_type::<PyType>().call1((name, bases, namespace))?;
     // No module has this class to look it up in.
     let reduce = wrap_pyfunction!(reduce, py)?;

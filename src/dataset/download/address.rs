@@ -54,14 +54,18 @@ impl RedactedUrl {
         Ok(Self { url, shown })
     }
 
-    /// For messages: the host, with its port where one was given.
+    /// For messages.
     #[must_use]
     pub fn host(&self) -> String {
-        let host = self.url.host_str().unwrap_or_default();
-        self.url
-            .port()
-            .map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+        host_of(&self.url)
     }
+}
+
+/// With its port where one was given.
+pub fn host_of(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    url.port()
+        .map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
 impl fmt::Display for RedactedUrl {

@@ -73,9 +73,30 @@ impl Failure {
         }
     }
 
+    pub fn too_many_redirects(allowed: usize) -> Self {
+        Self {
+            kind: DownloadFailure::TooManyRedirects,
+            ..Self::final_connection(format!(
+                "the server's redirects lead nowhere: there are more than {allowed}"
+            ))
+        }
+    }
+
     /// Where to is not told: it may be a secret.
     pub fn redirect_to_no_address() -> Self {
-        Self::final_connection("the server redirects to what is no http:// or https:// address")
+        Self {
+            kind: DownloadFailure::InvalidSchema,
+            ..Self::final_connection(
+                "the server redirects to what is no http:// or https:// address",
+            )
+        }
+    }
+
+    pub fn redirected_to(self, host: &str) -> Self {
+        Self {
+            reason: format!("it redirects to {host}: {}", self.reason),
+            ..self
+        }
     }
 
     pub fn status(status: StatusCode, headers: &HeaderMap) -> Self {
@@ -105,18 +126,8 @@ impl Failure {
     /// The error's own text holds the URL, so only its cause is told.
     pub fn request(error: &reqwest::Error) -> Self {
         let cause = innermost(error);
-        if error.is_redirect() {
-            return Self {
-                kind: DownloadFailure::TooManyRedirects,
-                ..Self::final_connection(format!("the server's redirects lead nowhere: {cause}"))
-            };
-        }
         if error.is_builder() {
-            return if cause.contains("scheme") {
-                Self::redirect_to_no_address()
-            } else {
-                Self::final_connection(format!("the request cannot be made: {cause}"))
-            };
+            return Self::final_connection(format!("the request cannot be made: {cause}"));
         }
         if error.is_timeout() {
             return Self::timeout("no answer in time");

@@ -5,13 +5,14 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use reqwest::blocking::{Client, Response};
-use reqwest::header::{self, HeaderMap};
+use reqwest::header::HeaderMap;
 use reqwest::{StatusCode, redirect};
 
 use super::super::{proxy, tls};
 use super::Patience;
 use super::address::RedactedUrl;
 use super::failure::{Failure, Stop, innermost};
+use super::redirect::follow;
 use crate::error::Error;
 use crate::task::{LogLine, Task};
 
@@ -34,11 +35,10 @@ pub fn client(url: &RedactedUrl, patience: &Patience) -> Result<Client, Error> {
         .proxy(proxy::of_the_environment())
         // For the connection and the answer's head, then for each read: the total has no limit.
         .timeout(patience.stall)
-        .redirect(redirect::Policy::limited(patience.redirects))
+        // Followed in `redirect`.
+        .redirect(redirect::Policy::none())
         // Some hosts set a cookie on the redirect to the file and ask for it there.
         .cookie_store(true)
-        // A Referer would hand the signed query to the host that it redirects to.
-        .referer(false)
         // Heads that other clients read, too: blanks before the colon, folded lines, lines that are no header.
         .http1_allow_spaces_after_header_name_in_responses(true)
         .http1_allow_obsolete_multiline_headers_in_responses(true)
@@ -85,22 +85,16 @@ impl<'a> Events<'a> {
         patience: &Patience,
         task: &'a Task<LogLine>,
     ) -> Result<Self, Error> {
-        // Without an encoding of the way the bytes are the file's, and can be resumed.
-        let mut request = client
-            .get(url.url.clone())
-            .header(header::ACCEPT_ENCODING, "identity");
-        if let Some((range, validator)) = resumption {
-            request = request
-                .header(header::RANGE, range)
-                .header(header::IF_RANGE, validator);
-        }
+        let (client, url, redirects) = (client.clone(), url.url.clone(), patience.redirects);
         let (sender, receiver) = sync_channel(CHUNKS_WAITING);
         std::thread::Builder::new()
             .name("download".to_owned())
-            .spawn(move || match request.send() {
-                Ok(response) => relay(response, &sender),
-                Err(error) => drop(sender.send(Event::Failed(Failure::request(&error)))),
-            })
+            .spawn(
+                move || match follow(&client, &url, resumption.as_ref(), redirects) {
+                    Ok(response) => relay(response, &sender),
+                    Err(failure) => drop(sender.send(Event::Failed(failure))),
+                },
+            )
             .map_err(|error| {
                 Error::Unusable(format!("cannot start a thread for the download: {error}"))
             })?;
