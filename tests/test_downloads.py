@@ -190,6 +190,7 @@ CUT = cut(ETag=ONE)
 SURVIVED = [
     Case("nothing is wrong", (ZIP,), 1),
     Case("HTTP/1.0", (server.raw(b"HTTP/1.0 200 OK\r\n\r\n" + ZIP),), 1),
+    Case("early hints", (server.raw(b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + server.head(SIZE) + ZIP),), 1),
     Case("its length is not said", (server.without_length(ZIP),), 1),
     Case("chunked", (server.chunked(ZIP),), 1),
     # Connections
@@ -623,6 +624,17 @@ def test_a_bundle_of_the_environment_is_trusted(
 ) -> None:
     monkeypatch.setenv(variable, str(server.AUTHORITY))
     prepare(workspace).ok()
+
+
+def test_the_end_of_a_connection_without_a_goodbye(
+    workspace: Workspace, secure: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(server.AUTHORITY))
+    workspace.url = secure.on("/photos.zip", server.without_length(ZIP[:HALF]), server.without_length(ZIP))
+    # Half a zip ends as a whole one does.
+    assert len(prepare(workspace).ok().requests) == 2
+    workspace.url = secure.on("/photos.zip", cut(), WHOLE)
+    assert "of 300278 bytes" in prepare(workspace).ok().log
 
 
 def test_a_folder_of_certificates_is_trusted(

@@ -5,7 +5,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use reqwest::blocking::{Client, Response};
-use reqwest::header::HeaderMap;
+use reqwest::header::{self, HeaderMap};
 use reqwest::{StatusCode, redirect};
 
 use super::super::{proxy, tls};
@@ -152,10 +152,13 @@ impl<'a> Events<'a> {
 }
 
 /// Reads the answer to its end. An error in sending means that nobody wants it any more.
-pub fn relay(mut response: Response, sender: &SyncSender<Event>) {
+fn relay(mut response: Response, sender: &SyncSender<Event>) {
+    let headers = std::mem::take(response.headers_mut());
+    let ends_with_the_connection = !headers.contains_key(header::CONTENT_LENGTH)
+        && !headers.contains_key(header::TRANSFER_ENCODING);
     let head = Event::Head {
         status: response.status(),
-        headers: std::mem::take(response.headers_mut()),
+        headers,
     };
     if sender.send(head).is_err() {
         return;
@@ -166,7 +169,13 @@ pub fn relay(mut response: Response, sender: &SyncSender<Event>) {
             Ok(0) => Event::End,
             Ok(count) => Event::Chunk(buffer[..count].to_vec()),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => Event::Failed(body_failure(&error)),
+            Err(error) => match body_failure(&error) {
+                // Many a server hangs up without the goodbye of TLS. Whether that was all, the zip tells.
+                failure if ends_with_the_connection && failure.reason.contains("close_notify") => {
+                    Event::End
+                }
+                failure => Event::Failed(failure),
+            },
         };
         let more = matches!(event, Event::Chunk(_));
         if sender.send(event).is_err() || !more {
