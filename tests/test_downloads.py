@@ -374,7 +374,7 @@ REFUSED = [
     # Sizes
     Refused(
         "promises more than is taken",
-        (ZIP,),
+        (server.raw(server.head(SIZE)),),
         1,
         DownloadError,
         (f"{SIZE} bytes", "100000 allowed", "DatasetLimits(zip_bytes="),

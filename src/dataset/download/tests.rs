@@ -602,6 +602,7 @@ fn a_sloppy_head_is_read() {
         "no header",
         "X-Foo: \u{e9}",
         "Bad Name: 1",
+        "Content-Range: bytes 0-4/5",
     ] {
         let server = Server::start(vec![ok(&format!("\r\n{sloppy}\r\nX-Bar: 1"), &body())]);
         assert_eq!(
@@ -827,16 +828,20 @@ fn silence_is_a_timeout_and_cancelled_at_once() {
 
 #[test]
 fn a_drip_is_a_stall() {
-    let head = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n";
-    let server = Server::start(vec![Reply::Drip(head.to_vec())]);
-    let patience = Patience {
-        stall: Duration::from_millis(300),
-        tries: 1,
-        ..impatient()
-    };
-    let error = fetch(&server, "", &patience).0.unwrap_err();
-    assert_eq!(failure(&error), DownloadFailure::Timeout);
-    assert!(error.to_string().contains("bytes in 0.3 s"), "{error}");
+    // From the start, and behind a window that was full enough.
+    for burst in [0, 5000] {
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", burst + 200);
+        let beginning = [head.into_bytes(), vec![b'.'; burst]].concat();
+        let server = Server::start(vec![Reply::Drip(beginning)]);
+        let patience = Patience {
+            stall: Duration::from_millis(300),
+            tries: 1,
+            ..impatient()
+        };
+        let error = fetch(&server, "", &patience).0.unwrap_err();
+        assert_eq!(failure(&error), DownloadFailure::Timeout);
+        assert!(error.to_string().contains("bytes in 0.3 s"), "{error}");
+    }
 }
 
 #[test]
@@ -846,7 +851,8 @@ fn a_zip_larger_than_the_limit_is_refused_with_both_numbers() {
         ..impatient()
     };
     let unknown_length = answer("200 OK", &body());
-    for reply in [ok("", &body()), unknown_length] {
+    let only_promised = answer("200 OK\r\nContent-Length: 100001", b"");
+    for reply in [ok("", &body()), unknown_length, only_promised] {
         let server = Server::start(vec![reply, answer("500 Not again", b"")]);
         let error = fetch(&server, "", &patience).0.unwrap_err().to_string();
         assert!(error.contains("100000 allowed"), "{error}");
@@ -1102,19 +1108,41 @@ mod properties {
 
         #[test]
         fn no_header_panics(value in "\\PC*|bytes [0-9*]{0,25}-[0-9*]{0,25}/[0-9*]{0,25}") {
-            if let Some(range) = ContentRange::parse(&value) {
-                prop_assert!(range.first <= range.last);
-                prop_assert!(range.total.is_none_or(|total| range.last < total));
-            }
-            let mut headers = HeaderMap::new();
-            if let Ok(value) = HeaderValue::from_str(&value) {
-                headers.insert(header::RETRY_AFTER, value.clone());
-                headers.insert(header::DATE, value.clone());
-                headers.insert(header::LAST_MODIFIED, value.clone());
-                headers.insert(header::CONTENT_RANGE, value.clone());
-                headers.insert(header::CONTENT_ENCODING, value);
-            }
-            let _ = (retry_after(&headers), is_whole(&headers), Version::of(StatusCode::PARTIAL_CONTENT, &headers));
+            holds(&value);
         }
+    }
+
+    #[test]
+    fn no_header_of_the_corpus_panics() {
+        for lines in [
+            include_str!("../../../tests/corpus/headers/content_range"),
+            include_str!("../../../tests/corpus/headers/retry_after"),
+        ] {
+            lines.lines().for_each(holds);
+        }
+    }
+
+    /// What a header says is taken as it is meant, or not at all.
+    fn holds(value: &str) {
+        if let Some(range) = ContentRange::parse(value) {
+            assert!(range.first <= range.last, "{value:?}");
+            assert!(
+                range.total.is_none_or(|total| range.last < total),
+                "{value:?}"
+            );
+        }
+        let mut headers = HeaderMap::new();
+        if let Ok(value) = HeaderValue::from_str(value) {
+            headers.insert(header::RETRY_AFTER, value.clone());
+            headers.insert(header::DATE, value.clone());
+            headers.insert(header::LAST_MODIFIED, value.clone());
+            headers.insert(header::CONTENT_RANGE, value.clone());
+            headers.insert(header::CONTENT_ENCODING, value);
+        }
+        let _ = (
+            retry_after(&headers),
+            is_whole(&headers),
+            Version::of(StatusCode::PARTIAL_CONTENT, &headers),
+        );
     }
 }
