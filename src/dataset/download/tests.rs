@@ -466,6 +466,20 @@ fn a_file_that_changes_with_every_try_is_given_up() {
 }
 
 #[test]
+fn a_head_that_never_ends_is_a_stall() {
+    for beginning in ["HTTP/1.1 200 OK\r\nX: ", "HTTP/1.1 200 "] {
+        let server = Server::start(vec![Reply::Drip(beginning.into())]);
+        let patience = Patience {
+            stall: Duration::from_millis(300),
+            tries: 1,
+            ..impatient()
+        };
+        let error = fetch(&server, "", &patience).0.unwrap_err();
+        assert_eq!(failure(&error), DownloadFailure::Timeout, "{error}");
+    }
+}
+
+#[test]
 fn the_whole_may_take_longer_than_a_stall() {
     let head = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n";
     let server = Server::start(vec![Reply::Drip(head.to_vec())]);
