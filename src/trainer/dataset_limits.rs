@@ -39,7 +39,6 @@ pub fn dataclass(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
         ("entries", &int, defaults.entries),
     ];
     let namespace = PyDict::new(py);
-    namespace.set_item("__module__", "musubitraining")?;
     namespace.set_item("__doc__", DOC)?;
     let check = wrap_pyfunction!(check, py)?;
     namespace.set_item(
@@ -48,11 +47,14 @@ pub fn dataclass(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
     )?;
     let options = [("frozen", true), ("kw_only", true)].into_py_dict(py)?;
     options.set_item("namespace", namespace)?;
-    py.import("dataclasses")?.call_method(
+    let class = py.import("dataclasses")?.call_method(
         "make_dataclass",
         ("DatasetLimits", fields),
         Some(&options),
-    )
+    )?;
+    // Afterwards: some Pythons put a caller's module there.
+    class.setattr("__module__", "musubitraining")?;
+    Ok(class)
 }
 
 #[pyfunction(name = "__post_init__")]
