@@ -9,6 +9,10 @@ use std::collections::VecDeque;
 use known::{KNOWN, after};
 use traceback::Tracebacks;
 
+/// What makes a loss NaN, and what to do.
+pub const NAN_MEND: &str = "A learning rate that is too high, damaged weights or caches, or a GPU without bfloat16 make \
+                            it so: download the weights again, cache the photos again, or lower the learning rate.";
+
 const LAST_LINES: usize = 50;
 
 /// In characters. The launcher's own error holds the whole command.

@@ -76,6 +76,13 @@ fn step(line: &str) -> Option<Said<'_>> {
     })
 }
 
+/// What a worker of a data loader says when it can neither hand over a batch nor its own error: the first for want of
+/// shared memory, the second on a cut cache. Seen with torch 2.9.
+const OF_A_STUCK_WORKER: [&str; 2] = [
+    "RuntimeError: unable to write to file </torch_",
+    "PicklingError: Can't pickle <class 'safetensors_rust.SafetensorError'>",
+];
+
 /// What the lines of one step have proved so far.
 #[derive(Debug, Default)]
 pub struct Heard {
@@ -83,6 +90,7 @@ pub struct Heard {
     empty_datasets: u64,
     merging: Option<String>,
     nan_since: Option<(u64, u64)>,
+    has_stuck_worker: bool,
 }
 
 /// What is worth a word the moment it is heard.
@@ -92,12 +100,18 @@ pub enum Alarm {
     NothingMerged { adapter: String },
     /// The mean loss is NaN, at this step of so many.
     LossIsNan { step: u64, total: u64 },
+    /// A data loader's worker could not hand over what it had, which the training may wait for without end.
+    WorkerFailed,
 }
 
 impl Heard {
     /// Takes a line in.
     pub fn hear(&mut self, line: &str) -> Option<Alarm> {
         let mut alarm = None;
+        if !self.has_stuck_worker && OF_A_STUCK_WORKER.iter().any(|error| line.contains(error)) {
+            self.has_stuck_worker = true;
+            alarm = Some(Alarm::WorkerFailed);
+        }
         for said in read(line) {
             match said {
                 Said::Images(count) => {
@@ -238,6 +252,16 @@ mod tests {
             }]
         );
         assert_eq!(alarms(14), []);
+    }
+
+    #[test]
+    fn a_worker_that_the_training_may_wait_for_is_named_once() {
+        for error in [
+            "RuntimeError: unable to write to file </torch_27381_150964783_2>: No space left on device (28)",
+            "_pickle.PicklingError: Can't pickle <class 'safetensors_rust.SafetensorError'>: import of module failed",
+        ] {
+            assert_eq!(heard(&[error, error]).1, [Alarm::WorkerFailed]);
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod arguments;
 mod caches;
 mod checks;
 mod dataset_limits;
+mod evidence;
 mod freshness;
 mod log;
 mod netrc;
@@ -28,9 +29,8 @@ use crate::failure::{Exit, Listener};
 use crate::folder_lock::Access;
 use crate::plain_class::PlainClass;
 use crate::process::{self, Command};
-use crate::progress::{Alarm, Heard};
+use crate::progress::Heard;
 use crate::tuner::{self, MusubiTuner, Training, WeightFiles};
-use crate::weights::{self, Weights};
 use crate::{adapter, config, dataset, interpreter, interrupt};
 use arguments::Given;
 use caches::Kind;
@@ -171,7 +171,7 @@ fn _run_cmd(
             let alarm = heard.hear(&line);
             listener.hear(&line);
             log.info(("[%s] %s", step, line))?;
-            match alarm.and_then(|alarm| warning_of(&alarm)) {
+            match alarm.and_then(|alarm| evidence::warning(&alarm)) {
                 Some(warning) => log.warning(("[%s] %s", step, warning)),
                 None => Ok(()),
             }
@@ -210,34 +210,6 @@ fn _run_cmd(
         .call((returncode, cmd), Some(&keywords))?;
     Err(PyErr::from_value(error))
 }
-
-/// What is said the moment that a line of a step shows it.
-fn warning_of(alarm: &Alarm) -> Option<String> {
-    match alarm {
-        Alarm::NothingMerged { adapter } => {
-            let is_empty = matches!(
-                weights::inspect(Path::new(adapter), weights::DOWNLOAD_AGAIN),
-                Ok(Weights::Whole(metadata)) if metadata.offset_keys().is_empty()
-            );
-            (!is_empty).then(|| {
-                format!(
-                    "Musubi Tuner has merged 0 modules of the adapter {adapter}: it trains as if the adapter were not \
-                     there. Either it is an adapter of another model, or its tensors have names that this clone does not \
-                     merge: convert it with the clone's convert_lora.py (--target default) and name the new file in \
-                     Models(base_weights=...)."
-                )
-            })
-        }
-        Alarm::LossIsNan { step, total } => Some(format!(
-            "the loss is NaN at step {step} of {total}: {NAN_MEND} If it stays so, the LoRA cannot be used; stop the run \
-             to save the time."
-        )),
-    }
-}
-
-/// What makes a loss NaN.
-const NAN_MEND: &str = "a learning rate that is too high, damaged weights or caches, or a GPU without bfloat16 make it \
-                        so. Download the weights again, and cache the photos again.";
 
 /// Parse the dataset TOML, as Python's `tomllib` does.
 ///
@@ -373,22 +345,8 @@ fn cache(
         return Ok(());
     };
     let log = Log::new(slf.py())?;
-    let (datasets, empty) = (heard.datasets(), heard.empty_datasets());
-    if empty > 0 && empty == datasets {
-        return Err(caches::no_images(dataset_toml, &folders).into());
-    }
-    if empty > 0 {
-        log.warning((
-            "[%s] %s",
-            step,
-            format!(
-                "{empty} of {datasets} datasets in {} have no images, and nothing of them is trained: check their \
-                 `image_directory` and `caption_extension`",
-                dataset_toml.display()
-            ),
-        ))?;
-    }
-    for warning in before.complete(&folders, kind)? {
+    let images = evidence::images(&heard, dataset_toml, &folders)?;
+    for warning in images.into_iter().chain(before.complete(&folders, kind)?) {
         log.warning(("[%s] %s", step, warning))?;
     }
     Ok(())
@@ -473,29 +431,10 @@ fn _launch_training(
     let before = Before::look(&trained);
     if let Some(heard) = run_step(slf, "train", &argv)? {
         before.written_since("Trained model not found", &trained)?;
-        if let Some((step, total)) = heard.nan_since() {
-            return Err(Error::Unusable(format!(
-                "the loss was NaN from step {step} of {total} to the end, so that the LoRA {} cannot be used: {NAN_MEND}",
-                trained.display()
-            ))
-            .into());
-        }
-        check_output(py, &run, &trained)?;
+        evidence::loss(&heard, &trained)?;
+        evidence::lora(py, &run, &trained)?;
     }
     Ok(trained.into())
-}
-
-/// Refuses a LoRA that a step has written and that cannot be used.
-fn check_output(py: Python<'_>, run: &Run, lora: &Path) -> PyResult<()> {
-    interrupt::run_quietly(py, run.cancel(), |task| {
-        let mend = "A full disk leaves such a file: make room, and run again.";
-        match weights::inspect(lora, mend)? {
-            Weights::Whole(metadata) => {
-                weights::refuse_non_finite(lora, &metadata, NAN_MEND, || task.check())
-            }
-            Weights::Unrecognised(_) => Ok(()),
-        }
-    })
 }
 
 /// Convert a trained LoRA to the form that ComfyUI loads, with the clone's own script.
@@ -548,7 +487,7 @@ fn _convert_for_comfyui(
     })?;
     if ran.is_some() {
         before.written_since("ComfyUI model was not created", &converted)?;
-        check_output(slf.py(), &run, &converted)?;
+        evidence::lora(slf.py(), &run, &converted)?;
     } else {
         checks::exists("ComfyUI model was not created", &converted)?;
     }

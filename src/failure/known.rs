@@ -2,7 +2,7 @@
 //! (tests/recorded/failures, made anew by real/provoke.py), but for those of the GPU: their texts are torch's own.
 
 use super::traceback::Raised;
-use super::{Exit, Listener, shown};
+use super::{Exit, Listener, NAN_MEND, shown};
 
 /// A failure that is known.
 pub struct Known {
@@ -342,11 +342,7 @@ pub fn of_refusal(line: &str) -> String {
 
 /// Of a training whose loss was no number any more.
 pub fn of_nan_loss((step, total): (u64, u64)) -> String {
-    told(
-        &format!("the loss was NaN from step {step} of {total} on"),
-        None,
-        "A learning rate that is too high, damaged weights or caches, or a GPU without bfloat16 make it so",
-    )
+    format!("the loss was NaN from step {step} of {total} on. {NAN_MEND}")
 }
 
 #[allow(clippy::unnecessary_wraps, reason = "one of the rows' details")]

@@ -106,33 +106,6 @@ impl Before {
     }
 }
 
-/// The error for a dataset in which Musubi Tuner finds nothing.
-#[must_use]
-pub fn no_images(dataset_toml: &Path, folders: &[ImageFolder]) -> Error {
-    let expected: Vec<String> = folders
-        .iter()
-        .map(|folder| {
-            let caption = folder
-                .caption_extension
-                .as_ref()
-                .map_or_else(String::new, |extension| {
-                    format!(", each with a caption file of the same name ending in {extension:?} beside it")
-                });
-            format!("photos in {}{caption}", folder.images.display())
-        })
-        .collect();
-    Error::Unusable(format!(
-        "Musubi Tuner found 0 images, so that there is nothing to train on. Expected: {}. Check `image_directory` and \
-         `caption_extension` (with its dot, as \".txt\") in {}.",
-        if expected.is_empty() {
-            "photos".to_owned()
-        } else {
-            expected.join("; ")
-        },
-        dataset_toml.display()
-    ))
-}
-
 fn caches(folder: &ImageFolder, kind: Kind) -> Caches {
     names(&folder.caches)
         .into_iter()
