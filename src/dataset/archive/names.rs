@@ -233,6 +233,19 @@ mod tests {
         );
     }
 
+    #[test]
+    fn no_character_steers_what_follows() {
+        // Unicode's Bidi_Control, and what ends a line.
+        let steering = "\u{61c}\u{200e}\u{200f}\u{202a}\u{202b}\u{202c}\u{202d}\u{202e}\u{2066}\u{2067}\u{2068}\u{2069}";
+        for char in steering
+            .chars()
+            .chain("\n\r\u{85}\u{2028}\u{2029}\u{1b}\0".chars())
+        {
+            assert_eq!(flat_names(&[&format!("a{char}b.jpg")]), ["a_b.jpg"]);
+            assert_eq!(shown(&format!("a{char}b")), "a\u{fffd}b");
+        }
+    }
+
     mod properties {
         use std::collections::HashSet;
 
