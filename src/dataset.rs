@@ -85,7 +85,7 @@ pub struct DatasetLimits {
     /// Of the zip as it is downloaded, and of what a `Content-Encoding` inflates to.
     pub zip_bytes: u64,
     /// Of all photos, extracted.
-    pub photos_bytes: u64,
+    pub extracted_bytes: u64,
     /// In the zip, of any kind.
     pub entries: u64,
 }
@@ -94,7 +94,7 @@ impl Default for DatasetLimits {
     fn default() -> Self {
         Self {
             zip_bytes: 64 << 30,
-            photos_bytes: 64 << 30,
+            extracted_bytes: 64 << 30,
             entries: 100_000,
         }
     }
@@ -118,7 +118,7 @@ pub fn prepare(
     };
     let limits = Limits {
         entries: limits.entries,
-        total_bytes: limits.photos_bytes,
+        total_bytes: limits.extracted_bytes,
         ..Limits::default()
     };
     prepare_with(training_folder, source, &patience, &limits, task)

@@ -281,7 +281,7 @@ LIES = [
         "more than a dataset may be",
         zip_of(photo(extra=zip64_field(65 << 30), size=IN_ZIP64, data=b"", compressed=1 << 30)),
         f"take {65 << 30} bytes, {64 << 30} are allowed",
-        "DatasetLimits(photos_bytes=...)",
+        "DatasetLimits(extracted_bytes=...)",
     ),
     refused("a wrong checksum", zip_of(photo(crc=0xDEADBEEF)), "a.jpg", "deadbeef is declared"),
     refused(

@@ -402,8 +402,8 @@ REFUSED = [
         (ZIP,),
         1,
         BadZipFile,
-        (f"{len(PHOTO)} bytes", "100000 are allowed", "DatasetLimits(photos_bytes="),
-        limits=DatasetLimits(photos_bytes=100_000),
+        (f"{len(PHOTO)} bytes", "100000 are allowed", "DatasetLimits(extracted_bytes="),
+        limits=DatasetLimits(extracted_bytes=100_000),
     ),
     Refused(
         "more entries than are taken",
@@ -411,7 +411,7 @@ REFUSED = [
         1,
         BadZipFile,
         ("the 2 that are allowed", "DatasetLimits(entries="),
-        limits=SimpleNamespace(zip_bytes=10**9, photos_bytes=10**9, entries=2),
+        limits=SimpleNamespace(zip_bytes=10**9, extracted_bytes=10**9, entries=2),
     ),
     Refused(
         "more than the disk has",
@@ -728,18 +728,18 @@ def test_limits_are_a_frozen_dataclass() -> None:
     assert is_dataclass(limits)
     assert {field.name: (field.type, field.default) for field in fields(DatasetLimits)} == {
         "zip_bytes": (int, 64 * 2**30),
-        "photos_bytes": (int, 64 * 2**30),
+        "extracted_bytes": (int, 64 * 2**30),
         "entries": (int, 100_000),
     }
     assert replace(limits, entries=100_000) == DatasetLimits() == pickle.loads(pickle.dumps(DatasetLimits()))
-    assert repr(limits) == "DatasetLimits(zip_bytes=68719476736, photos_bytes=68719476736, entries=7)"
+    assert repr(limits) == "DatasetLimits(zip_bytes=68719476736, extracted_bytes=68719476736, entries=7)"
     with pytest.raises(FrozenInstanceError):
         limits.entries = 8  # type: ignore[misc]
     with pytest.raises(TypeError):
         DatasetLimits(1)  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("name", ["zip_bytes", "photos_bytes", "entries"])
+@pytest.mark.parametrize("name", ["zip_bytes", "extracted_bytes", "entries"])
 @pytest.mark.parametrize(
     ("value", "error", "words"),
     [
@@ -755,7 +755,7 @@ def test_limits_that_cannot_be(workspace: Workspace, name: str, value: Any, erro
     with pytest.raises(error, match=re.escape(f"{name}{'' if words.startswith('=') else ': '}{words}")):
         DatasetLimits(**{name: value})
     # And in what only looks like one, before anything is asked for.
-    own = SimpleNamespace(**{"zip_bytes": 1, "photos_bytes": 1, "entries": 1, name: value})
+    own = SimpleNamespace(**{"zip_bytes": 1, "extracted_bytes": 1, "entries": 1, name: value})
     outcome = prepare(workspace, own)
     outcome.failed(error, name)
     assert outcome.requests == []
@@ -777,7 +777,7 @@ def test_limits_of_a_class(workspace: Workspace) -> None:
 
 
 def test_limits_without_one_of_them(workspace: Workspace) -> None:
-    prepare(workspace, SimpleNamespace(zip_bytes=1, photos_bytes=1)).failed(AttributeError, "entries")
+    prepare(workspace, SimpleNamespace(zip_bytes=1, extracted_bytes=1)).failed(AttributeError, "entries")
     assert workspace.server.requests == []
 
 

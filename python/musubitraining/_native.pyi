@@ -24,12 +24,12 @@ class Cancelled(Exception):
 class DatasetLimits:
     """How much a zip of photos may bring; more is refused before the old dataset is touched.
 
-    Set it on a trainer: `trainer.dataset_limits = DatasetLimits(photos_bytes=200 * 2**30)`. It is read when the dataset
-    is prepared, and any object with the three attributes will do. Each is an int of at least 1.
+    Set it on a trainer: `trainer.dataset_limits = DatasetLimits(extracted_bytes=200 * 2**30)`. It is read when the
+    dataset is prepared, and any object with the three attributes will do. Each is an int of at least 1.
 
     Attributes:
         zip_bytes: bytes of the zip as it is downloaded, also of what a Content-Encoding inflates to.
-        photos_bytes: bytes of all the photos in it, extracted.
+        extracted_bytes: bytes of all the files in it, extracted.
         entries: files and folders in it, of any kind.
 
     Raises:
@@ -38,7 +38,7 @@ class DatasetLimits:
     """
 
     zip_bytes: int = ...
-    photos_bytes: int = ...
+    extracted_bytes: int = ...
     entries: int = ...
     def __post_init__(self) -> None: ...
 
@@ -46,7 +46,7 @@ class _HasDatasetLimits(Protocol):
     @property
     def zip_bytes(self) -> int: ...
     @property
-    def photos_bytes(self) -> int: ...
+    def extracted_bytes(self) -> int: ...
     @property
     def entries(self) -> int: ...
 

@@ -211,7 +211,7 @@ fn refuse_bombs(entries: &[Entry], limits: &Limits) -> Result<(), Error> {
     if total > limits.total_bytes {
         return Err(Error::BadZip(format!(
             "the files in the zip take {total} bytes, {} are allowed: put fewer into it, or set \
-             trainer.dataset_limits = DatasetLimits(photos_bytes=...)",
+             trainer.dataset_limits = DatasetLimits(extracted_bytes=...)",
             limits.total_bytes
         )));
     }

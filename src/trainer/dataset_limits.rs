@@ -14,12 +14,12 @@ const ATTRIBUTE: &str = "dataset_limits";
 const DOC: &str = "\
 How much a zip of photos may bring; more is refused before the old dataset is touched.
 
-Set it on a trainer: `trainer.dataset_limits = DatasetLimits(photos_bytes=200 * 2**30)`. It is read when the dataset is
+Set it on a trainer: `trainer.dataset_limits = DatasetLimits(extracted_bytes=200 * 2**30)`. It is read when the dataset is
 prepared, and any object with the three attributes will do. Each is an int of at least 1.
 
 Attributes:
     zip_bytes: bytes of the zip as it is downloaded, also of what a Content-Encoding inflates to (default 64 * 2**30).
-    photos_bytes: bytes of all the photos in it, extracted (default 64 * 2**30).
+    extracted_bytes: bytes of all the files in it, extracted (default 64 * 2**30).
     entries: files and folders in it, of any kind (default 100_000).
 
 Raises:
@@ -35,7 +35,7 @@ pub fn dataclass(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
     let defaults = DatasetLimits::default();
     let fields = [
         ("zip_bytes", &int, defaults.zip_bytes),
-        ("photos_bytes", &int, defaults.photos_bytes),
+        ("extracted_bytes", &int, defaults.extracted_bytes),
         ("entries", &int, defaults.entries),
     ];
     let namespace = PyDict::new(py);
@@ -80,7 +80,7 @@ fn read(limits: &Bound<'_, PyAny>) -> PyResult<DatasetLimits> {
     let read = |name: &str| arguments::size(name, &limits.getattr(name)?);
     Ok(DatasetLimits {
         zip_bytes: read("zip_bytes")?,
-        photos_bytes: read("photos_bytes")?,
+        extracted_bytes: read("extracted_bytes")?,
         entries: read("entries")?,
     })
 }
