@@ -499,7 +499,35 @@ fn set_aside(part: &Path, aside: &Path) -> Result<(), Error> {
     }
     // Of a run that was killed, while `part` has been put there since.
     remove(aside)?;
-    rename(part, aside)
+    match fs::rename(part, aside) {
+        // A folder that is in a container's image, below what can be written, cannot be moved.
+        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
+            copy(part, aside)?;
+            remove(part)
+        }
+        moved => moved.map_err(|error| cannot_move(part, error)),
+    }
+}
+
+/// Copies a folder with all in it; links as such.
+fn copy(from: &Path, to: &Path) -> Result<(), Error> {
+    let failed = |error| Error::io("copy", from)(error);
+    let found = from.symlink_metadata().map_err(failed)?;
+    if found.is_symlink() {
+        let target = fs::read_link(from).map_err(failed)?;
+        return std::os::unix::fs::symlink(target, to).map_err(space::failed("create", to));
+    }
+    if !found.is_dir() {
+        return fs::copy(from, to)
+            .map(drop)
+            .map_err(space::failed("write", to));
+    }
+    fs::create_dir(to).map_err(space::failed("create", to))?;
+    for entry in fs::read_dir(from).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        copy(&entry.path(), &to.join(entry.file_name()))?;
+    }
+    Ok(())
 }
 
 /// Whether the name is taken, be it by a link that leads nowhere. Not to be able to tell is an error: what is taken for
@@ -515,15 +543,17 @@ fn exists(path: &Path) -> Result<bool, Error> {
 }
 
 fn rename(from: &Path, to: &Path) -> Result<(), Error> {
-    fs::rename(from, to).map_err(|error| {
-        let error = if error.kind() == io::ErrorKind::ResourceBusy {
-            let reason = "it is a mount point; mount the training folder instead";
-            io::Error::new(io::ErrorKind::ResourceBusy, reason)
-        } else {
-            error
-        };
-        Error::io("move", from)(error)
-    })
+    fs::rename(from, to).map_err(|error| cannot_move(from, error))
+}
+
+fn cannot_move(from: &Path, error: io::Error) -> Error {
+    let error = if error.kind() == io::ErrorKind::ResourceBusy {
+        let reason = "it is a mount point; mount the training folder instead";
+        io::Error::new(io::ErrorKind::ResourceBusy, reason)
+    } else {
+        error
+    };
+    Error::io("move", from)(error)
 }
 
 #[cfg(test)]

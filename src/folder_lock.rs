@@ -1,15 +1,19 @@
 //! One run at a time on a training folder.
 
 use std::fs::{self, File};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, ThreadId};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
+use rustix::io::{Errno, fcntl_dupfd_cloexec};
+use rustix::process::getppid;
 
 use crate::error::Error;
+use crate::task::Cancel;
 
 /// Keeps other runs off a training folder, in this process and in any other, until it is dropped or its process ends,
 /// however that ends. What the same thread locks once more while it holds a lock shares it.
@@ -93,6 +97,13 @@ impl FolderLock {
         Arc::strong_count(&self.held) > 1
     }
 
+    /// For another process to hold as well: the folder is locked until both have let it go, or this one has unlocked it.
+    #[must_use]
+    pub fn duplicate(&self) -> Option<OwnedFd> {
+        // Out of the way of the standard streams, where the host has closed its own.
+        fcntl_dupfd_cloexec(lock_of(&self.held.file).as_ref()?, 3).ok()
+    }
+
     /// Changes what this run does with `folder`.
     ///
     /// # Errors
@@ -141,6 +152,52 @@ pub fn leave_to_parent() {
             drop(file.take());
         }
     }
+}
+
+/// How long the processes of a run take to end once it was killed.
+const ENDING: Duration = Duration::from_secs(15);
+
+/// Whether a lock on the folder is that of a process that is gone: what it had started is being ended, and holds it still.
+#[must_use]
+pub fn is_of_the_dead(folder: &Path) -> bool {
+    match key(folder).map(owner) {
+        Some(Some(process)) => !Path::new("/proc").join(process.to_string()).exists(),
+        // In a container, the kernel does not tell the number of a process that is gone.
+        Some(None) => fs::exists("/proc/locks").unwrap_or(false),
+        None => false,
+    }
+}
+
+/// Waits until the processes that a dead one has started are gone; not for ever.
+///
+/// # Errors
+/// [`Error::Cancelled`].
+pub fn wait_for_the_dead(folder: &Path, cancel: &Cancel) -> Result<(), Error> {
+    const LOOK: Duration = Duration::from_millis(50);
+    let until = Instant::now() + ENDING;
+    while Instant::now() < until {
+        let is_free = File::open(folder)
+            .is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok());
+        if is_free || !is_of_the_dead(folder) {
+            return Ok(());
+        }
+        cancel.pause(LOOK)?;
+    }
+    Ok(())
+}
+
+#[must_use]
+pub fn is_of_this_process_or_its_parent(folder: &Path) -> bool {
+    let Some(owner) = key(folder).and_then(owner) else {
+        return false;
+    };
+    let parent = getppid().map(|parent| parent.as_raw_nonzero().get().unsigned_abs());
+    owner == std::process::id() || Some(owner) == parent
+}
+
+fn key(folder: &Path) -> Option<(u64, u64)> {
+    let found = fs::metadata(folder).ok()?;
+    Some((found.dev(), found.ino()))
 }
 
 /// The process that holds a lock on the folder, as far as the kernel tells.

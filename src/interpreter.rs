@@ -104,6 +104,7 @@ fn ask_another(py: Python<'_>, name: &str) -> PyResult<Option<bool>> {
         argv: vec![executable, "-c".into(), question.into()],
         cwd: PathBuf::from("/"),
         environment: env::vars_os().collect(),
+        locks: Vec::new(),
     };
     let returncode = interrupt::run(
         py,

@@ -4,7 +4,7 @@
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
-use pyo3::exceptions::PyRuntimeError;
+use pyo3::exceptions::{PyRuntimeError, PySystemExit};
 use pyo3::prelude::*;
 
 use crate::error::Error;
@@ -30,7 +30,10 @@ where
     W: FnOnce(&Task<M>) -> Result<T, Error> + Send,
     H: FnMut(Python<'_>, M) -> PyResult<()>,
 {
+    let process = std::process::id();
     let cancel = Cancel::default();
+    // Not only by the listening, which a log handler may hold up.
+    wanted.pass_on_to(&cancel);
     let (sender, receiver) = sync_channel(MESSAGES_WAITING);
     let task = Task::new(cancel.clone(), sender);
     std::thread::scope(|scope| {
@@ -38,7 +41,10 @@ where
             .spawn_scoped(scope, move || work(&task))
             .map_err(|error| Error::Unusable(format!("cannot start a thread: {error}")))?;
         let listened = listen(py, wanted, receiver, &mut on_message);
-        if listened.is_err() {
+        if let Err(error) = &listened {
+            if std::process::id() != process {
+                end_fork(py, error);
+            }
             cancel.cancel();
         }
         let outcome = py.detach(|| worker.join());
@@ -51,6 +57,21 @@ where
             ))),
         }
     })
+}
+
+/// Ends a fork of this process that leaves `on_message` by an exception: the work and its thread are its parent's, so that
+/// it has neither to cancel nor to join.
+fn end_fork(py: Python<'_>, error: &PyErr) -> ! {
+    let code = if error.is_instance_of::<PySystemExit>(py) {
+        let code = error.value(py).getattr("code");
+        code.map_or(1, |code| {
+            code.extract().unwrap_or(i32::from(!code.is_none()))
+        })
+    } else {
+        error.print(py);
+        1
+    };
+    std::process::exit(code)
 }
 
 /// [`run`] for work that has nothing to say.

@@ -6,7 +6,7 @@ mod supervisor;
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, ErrorKind, PipeReader, Read, Write, pipe};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
@@ -14,20 +14,22 @@ use std::process::{Child, ExitStatus, Stdio};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use crate::error::{Error, RUN};
 use crate::task::Task;
 use lines::LineSplitter;
 
 /// What to run, and where.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Command {
     /// Program and arguments.
     pub argv: Vec<OsString>,
     pub cwd: PathBuf,
     /// The whole environment, nothing is inherited besides.
     pub environment: Vec<(OsString, OsString)>,
+    /// Locked files, which stay so until the command's whole tree is gone, whatever becomes of this process.
+    pub locks: Vec<OwnedFd>,
 }
 
 /// Read in one go from a command's output.
@@ -51,8 +53,13 @@ pub fn run(command: &Command, task: &Task<String>) -> Result<i32, Error> {
         .try_clone()
         .map_err(Error::io(RUN, &program(command)))?;
     // Written to rather than closed: a fork of this process may hold it open too.
+    let pid = i32::try_from(supervisor.id()).ok().and_then(Pid::from_raw);
     task.cancel.on_cancel(move || {
         let _ = cord.write_all(b"x");
+        // It may have been stopped along with all else; while the cord is held it is not reaped.
+        if let Some(pid) = pid {
+            let _ = kill_process(pid, Signal::CONT);
+        }
     });
     let spoken = say_lines(&mut output, &lifeline, task);
     let status = read_number(&mut lifeline);
@@ -129,7 +136,8 @@ fn spawn(command: &Command) -> Result<Started, Error> {
         .stdin(Stdio::null())
         .stderr(output_writer.try_clone().map_err(&failed)?)
         .stdout(output_writer);
-    supervisor::supervise(&mut process, supervisors_end.as_raw_fd());
+    let locks = command.locks.iter().map(AsRawFd::as_raw_fd).collect();
+    supervisor::supervise(&mut process, supervisors_end.as_raw_fd(), locks);
     let supervisor = process.spawn().map_err(&failed)?;
     // They hold our copies of the output's writing end and of the supervisor's: both must end with their owners.
     drop((process, supervisors_end));

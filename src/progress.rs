@@ -32,11 +32,15 @@ pub fn read(line: &str) -> impl Iterator<Item = Said<'_>> {
     .flatten()
 }
 
-/// `found 12 images`; behind it a dataset in JSON lines says how many control images each has.
+/// `found 12 images`, at the beginning of a message, with what names its logger or without; behind it a dataset in JSON
+/// lines says how many control images each has. Some terminals' colours may stand around it.
 fn images(line: &str) -> Option<Said<'_>> {
-    let (number, rest) = line.split_once("found ")?.1.split_once(" images")?;
-    let rest = rest.trim_end();
-    (rest.is_empty() || rest.starts_with(" with "))
+    let (before, rest) = line.split_once("found ")?;
+    let (number, rest) = rest.split_once(" images")?;
+    let is_coloured = before.ends_with('m') && before.contains("\u{1b}[");
+    let is_message = before.is_empty() || before.ends_with(':') || is_coloured;
+    let rest = rest.trim_end_matches("\u{1b}[0m").trim_end();
+    (is_message && (rest.is_empty() || rest.starts_with(" with ")))
         .then(|| number.parse().ok())
         .flatten()
         .map(Said::Images)
@@ -192,6 +196,15 @@ mod tests {
             ),
             ("found 3 matching control images for 1 images", vec![]),
             ("found -1 images", vec![]),
+            (
+                "INFO:musubi_tuner.dataset.datasources:glob images in /data/found 0 images",
+                vec![],
+            ),
+            ("INFO:x:caption: found 0 images", vec![]),
+            (
+                "\u{1b}[32mINFO:x:\u{1b}[1mfound 0 images\u{1b}[0m",
+                vec![Said::Images(0)],
+            ),
             (
                 "merging module: /my models/with multiplier 2/a.safetensors with multiplier 1.0",
                 vec![Said::Merging("/my models/with multiplier 2/a.safetensors")],

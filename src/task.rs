@@ -48,6 +48,16 @@ impl Cancel {
         }
     }
 
+    /// Cancels `other`, which may be over by then, along with this.
+    pub fn pass_on_to(&self, other: &Self) {
+        let other = Arc::downgrade(&other.0);
+        self.on_cancel(move || {
+            if let Some(other) = other.upgrade() {
+                Self(other).cancel();
+            }
+        });
+    }
+
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
         self.state().cancelled

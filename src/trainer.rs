@@ -157,6 +157,7 @@ fn _run_cmd(
             py,
             clone_of(slf).ok().map(|clone| clone.source_folder()),
         )?,
+        locks: run.locks(),
     };
     let mut heard = Heard::default();
     let mut listener = Listener::default();
@@ -312,7 +313,7 @@ fn _pre_cache(slf: &Bound<'_, PyAny>, dataset_toml_path: &Bound<'_, PyAny>) -> P
 
     let run = Run::of(slf)?;
     if let Ok(folder) = path_of(slf, "absolute_path_training_folder") {
-        run.claim(py, &folder, Access::Alone)?;
+        run.claim_for_step(py, &folder, Access::Alone)?;
     }
     let clone = clone_of(slf)?;
     let python = interpreter::executable(py)?;
@@ -410,7 +411,7 @@ fn _launch_training(
 
     let run = Run::of(slf)?;
     if let Ok(folder) = path_of(slf, "absolute_path_training_folder") {
-        run.claim(py, &folder, Access::Reading)?;
+        run.claim_for_step(py, &folder, Access::Reading)?;
     }
     let clone = clone_of(slf)?;
     let weights = WeightFiles {

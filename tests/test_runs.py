@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import pickle
+import shutil
 import signal
 import struct
 import subprocess
@@ -119,6 +120,32 @@ def test_cancel_while_a_replaced_step_works(workspace: Workspace, elsewhere: Thr
     assert workspace.tuner.calls() == []
 
 
+def test_cancel_ends_the_tree_while_a_log_handler_is_stuck(
+    workspace: Workspace, elsewhere: ThreadPoolExecutor, reacts: Any
+) -> None:
+    stuck, go_on = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        stuck.set()
+        go_on.wait(60)
+
+    workspace.tuner.does(LATENTS, ["spawn", {}], ["say", "up\n"], ["hang"])
+    reacts("[precache:latents] up", wait)
+    a_trainer = trainer(workspace)
+    running = elsewhere.submit(train, workspace, a_trainer)
+    try:
+        pids = workspace.tuner.wait_for_pids(2)
+        assert stuck.wait(30)
+        assert a_trainer.cancel()
+        assert wait_until(lambda: not any(is_running(pid) for pid in pids), 30)
+        go_on.set()
+        with pytest.raises(Cancelled):
+            running.result(60)
+    finally:
+        go_on.set()
+        end(workspace.tuner.pids())
+
+
 def test_a_step_alone_is_cancelled(workspace: Workspace, elsewhere: ThreadPoolExecutor) -> None:
     a_trainer = trainer(workspace)
     command = [sys.executable, "-c", "print('up', flush=True); import time; time.sleep(600)"]
@@ -188,7 +215,7 @@ def test_two_trainings_share_a_dataset(workspace: Workspace, elsewhere: ThreadPo
     running = [elsewhere.submit(trainer(workspace)._launch_training, toml, output_name=name) for name in names]
     assert wait_until(lambda: len(workspace.tuner.calls()) == 2, 30)
     with pytest.raises(RuntimeError, match="has the training folder"):
-        trainer(workspace)._pre_cache(toml)
+        trainer(workspace)._prepare_dataset(workspace.toml, workspace.url, "word")
     go_on()
     assert [future.result(60) for future in running] == [
         str(workspace.output / f"{name}.safetensors") for name in names
@@ -213,6 +240,78 @@ def test_a_step_may_run_in_another_thread_of_the_run(workspace: Workspace, elsew
             return elsewhere.submit(MusubiTraining._launch_training, self, *args, **options).result(60)
 
     assert train(workspace, trainer(workspace, Mine))
+
+
+def test_a_step_may_run_on_another_trainer_in_another_thread(
+    workspace: Workspace, elsewhere: ThreadPoolExecutor
+) -> None:
+    class Mine(MusubiTraining):
+        def _launch_training(self, *args: Any, **options: Any) -> str:
+            return elsewhere.submit(trainer(workspace)._launch_training, *args, **options).result(60)
+
+    assert train(workspace, trainer(workspace, Mine))
+
+
+def hands_a_step_to_another_process(work: Work):
+    import multiprocessing
+
+    from musubitraining.main import MusubiTraining
+
+    class Mine(MusubiTraining):
+        def _launch_training(self, *args, **options):
+            with multiprocessing.get_context("fork").Pool(1) as pool:
+                return pool.apply(work.trainer()._launch_training, args, options)
+
+    return work.train(work.trainer(Mine))
+
+
+def test_a_step_may_run_in_another_process(workspace: Workspace) -> None:
+    assert workspace.run(OURS, hands_a_step_to_another_process).ok().result
+
+
+def test_the_next_run_waits_for_the_processes_of_a_killed_one(bench: Bench) -> None:
+    """They would write into its caches."""
+    workspace = bench.workspace()
+    workspace.tuner.does(LATENTS, ["spawn", STUBBORN], ["hang"])
+    first = workspace.start(OURS, train_quietly)
+    try:
+        pids = workspace.tuner.wait_for_pids(2)
+        first.process.kill()
+        first.process.wait()
+        workspace.tuner.does(LATENTS, ["write"])
+        first.notes.rename(workspace.root / "notes of the first")
+        run = workspace.run(OURS, train_quietly).ok()
+        assert run.result
+        assert not any(is_running(pid) for pid in pids)
+    finally:
+        end(workspace.tuner.pids())
+
+
+def forks_a_child_that_exits_in_a_log_handler(work: Work):
+    import logging
+    import os
+    import sys
+
+    children = []
+
+    class Forker(logging.Handler):
+        def emit(self, record):
+            if record.getMessage() == "[s] up":
+                child = os.fork()
+                if child == 0:
+                    sys.exit(7)
+                children.append(child)
+
+    logging.getLogger("musubitraining").addHandler(Forker())
+    code = "import time; print('up', flush=True); time.sleep(1); print('over')"
+    work.trainer()._run_cmd("s", [sys.executable, "-c", code], cwd=work.root)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def test_a_fork_that_exits_in_a_log_handler_leaves_the_run_alone(bench: Bench) -> None:
+    run = bench.workspace().run(OURS, forks_a_child_that_exits_in_a_log_handler).ok()
+    assert run.result == [7]
+    assert run.logged("[s] over")
 
 
 def killed_while_its_fork_lives(work: Work):
@@ -358,6 +457,39 @@ def test_success_is_checked(bench: Bench, failure: Failure) -> None:
         assert word in ours.error["message"]
     steps = [call["step"] for call in ours.calls]
     assert steps[-1] == os.path.basename(failure.step), "a step went on from it"
+
+
+def renames_its_steps(work: Work):
+    from musubitraining.main import MusubiTraining
+
+    class Mine(MusubiTraining):
+        def _run_cmd(self, step, cmd, *, cwd):
+            super()._run_cmd("job 1: " + step, cmd, cwd=cwd)
+
+    return work.train(work.trainer(Mine), convert_for_comfyui=False)
+
+
+def test_success_is_checked_whatever_a_subclass_calls_a_step(bench: Bench) -> None:
+    workspace = bench.workspace()
+    workspace.tuner.does(TRAIN)
+    error = workspace.run(OURS, renames_its_steps).error
+    assert error
+    assert error["type"] == "FileNotFoundError"
+
+
+def test_a_file_of_this_run_may_have_an_older_ones_time_and_size(workspace: Workspace) -> None:
+    """As `shutil.copy2` of a fixture gives it."""
+    fixture = workspace.root / "fixture"
+    fixture.write_bytes(b"weights")
+
+    class Mine(MusubiTraining):
+        def _run_cmd(self, step: str, cmd: Any, *, cwd: Any) -> None:
+            super()._run_cmd(step, [sys.executable, "-c", "pass"], cwd=cwd)
+            if step == "train":
+                shutil.copy2(fixture, workspace.output / "output_lora_model.safetensors")
+
+    for _ in range(2):
+        assert train(workspace, trainer(workspace, Mine), convert_for_comfyui=False)
 
 
 def test_a_loss_that_recovers_is_a_warning(bench: Bench) -> None:

@@ -157,7 +157,7 @@ fn extract_from(
 
 fn damaged(entry_name: &str, reason: &str) -> Error {
     Error::BadZip(format!(
-        "{} in the zip is damaged: {reason}",
+        "{} in the zip is damaged: {reason}. Make the zip, or upload it, again.",
         shown(entry_name)
     ))
 }
@@ -222,7 +222,7 @@ fn refuse_bombs(entries: &[Entry], limits: &Limits) -> Result<(), Error> {
 fn choose(entries: &[Entry]) -> (Extraction, Vec<usize>) {
     let mut extraction = Extraction::default();
     // Of two entries of one name, the second overwrites the first.
-    let mut photos: HashMap<&str, usize> = HashMap::new();
+    let mut photos: HashMap<&[u8], usize> = HashMap::new();
     for (index, entry) in entries.iter().enumerate() {
         let name = &entry.name;
         if name.ends_with('/') {
@@ -241,7 +241,7 @@ fn choose(entries: &[Entry]) -> (Extraction, Vec<usize>) {
             // As Python's glob has it, which Musubi Tuner looks for images with.
             "its name begins with a dot, which hides it from Musubi Tuner"
         } else {
-            photos.insert(name, index);
+            photos.insert(&entry.raw_name, index);
             continue;
         };
         extraction.left_out.push((name.clone(), reason));
@@ -625,6 +625,14 @@ mod tests {
         assert_eq!(names(&invalid), ["\u{fffd}\u{fffd}.jpg"]);
         let nul = zip_of([("a.jpg_.exe", jpeg(1, 1))]);
         assert_eq!(names(&replaced(&nul, b"jpg_", b"jpg\0")), ["a.jpg"]);
+    }
+
+    #[test]
+    fn names_that_differ_in_what_is_no_text_are_two() {
+        let zip = zip_of([("é1.jpg", shaded_jpeg(1)), ("é2.jpg", shaded_jpeg(2))]);
+        let zip = replaced(&zip, "é1".as_bytes(), b"\xff\xfe1");
+        let zip = replaced(&zip, "é2".as_bytes(), b"\xff\xfd1");
+        assert_eq!(extracted(&zip, &Limits::default()).unwrap().photos.len(), 2);
     }
 
     #[test]

@@ -83,11 +83,21 @@ pub fn fault(path: &Path) -> io::Result<Option<String>> {
         )));
     }
     reader.rewind()?;
-    // A header that this crate cannot read may still be one that Pillow can: no evidence.
+    // Of other formats, and of Apple's kind of PNG, the crate does not read every header as Pillow does: no evidence.
+    let is_read_alike = kind == ImageType::Webp || head_of(reader.get_ref())?[12..16] == *b"IHDR";
+    if !is_read_alike {
+        return Ok(None);
+    }
     Ok(kind
         .reader_size(&mut reader)
         .ok()
         .and_then(|size| size_fault(size.width as u64, size.height as u64)))
+}
+
+fn head_of(file: &File) -> io::Result<[u8; 16]> {
+    let mut head = [0; 16];
+    let _ = file.read_at(&mut head, 0)?;
+    Ok(head)
 }
 
 fn size_fault(width: u64, height: u64) -> Option<String> {
@@ -153,6 +163,13 @@ fn jpeg_fault(reader: &mut BufReader<File>, bytes: u64) -> io::Result<Option<Str
                     let mut frame = [0; 5];
                     if !filled(reader, &mut frame)? {
                         return cut();
+                    }
+                    // What Pillow takes for no JPEG it knows.
+                    if frame[0] != 8 {
+                        return Ok(Some(format!(
+                            "it is a JPEG of {} bits, of which Musubi Tuner opens 8: save it anew",
+                            frame[0]
+                        )));
                     }
                     let pixels = |high, low| u64::from(u16::from_be_bytes([high, low]));
                     size = Some((pixels(frame[3], frame[4]), pixels(frame[1], frame[2])));

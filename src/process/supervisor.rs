@@ -37,17 +37,22 @@ const KILL_MS: u32 = 5_000;
 /// Between two looks at a tree that is being ended.
 const LOOK_MS: u32 = 10;
 
-/// Puts a supervisor between this process and what `command` will start; `lifeline` is its end of the socket.
-pub fn supervise(command: &mut Command, lifeline: RawFd) {
+/// The same while it is killed: a tree comes up level by level, one at a look.
+const KILL_LOOK_MS: u32 = 1;
+
+/// Puts a supervisor between this process and what `command` will start; `lifeline` is its end of the socket. It keeps
+/// `locks` open until the tree is gone.
+pub fn supervise(command: &mut Command, lifeline: RawFd, mut locks: Vec<RawFd>) {
+    locks.sort_unstable();
     // SAFETY: getpid has no preconditions.
     let host = unsafe { libc::getpid() };
     // SAFETY: the closure runs in the forked child and keeps to async-signal-safe calls: no allocation, no locks.
-    unsafe { command.pre_exec(move || fork_supervised(lifeline, host)) };
+    unsafe { command.pre_exec(move || fork_supervised(lifeline, &locks, host)) };
 }
 
 /// Runs in the child that `Command` forked: this becomes the supervisor and never returns; its own fork, the command
 /// itself, returns to be executed.
-fn fork_supervised(lifeline: RawFd, host: pid_t) -> io::Result<()> {
+fn fork_supervised(lifeline: RawFd, locks: &[RawFd], host: pid_t) -> io::Result<()> {
     // SAFETY: raw system calls on this process's own, single-threaded state.
     unsafe {
         // Out of the terminal's foreground group: its Ctrl-C is for the host, which then decides.
@@ -85,7 +90,12 @@ fn fork_supervised(lifeline: RawFd, host: pid_t) -> io::Result<()> {
             command => {
                 libc::setpgid(command, command);
                 tell(lifeline, command);
-                Supervisor { command, host }.watch(lifeline)
+                Supervisor {
+                    command,
+                    host,
+                    sees_tree: sees_own_processes(),
+                }
+                .watch(lifeline, locks)
             }
         }
     }
@@ -94,11 +104,12 @@ fn fork_supervised(lifeline: RawFd, host: pid_t) -> io::Result<()> {
 struct Supervisor {
     command: pid_t,
     host: pid_t,
+    sees_tree: bool,
 }
 
 impl Supervisor {
-    fn watch(&self, lifeline: RawFd) -> ! {
-        keep_only(lifeline);
+    fn watch(&self, lifeline: RawFd, locks: &[RawFd]) -> ! {
+        keep_only(lifeline, locks);
         #[cfg(target_os = "linux")]
         memory::give_back(&NOTED);
         // SAFETY: as above.
@@ -163,7 +174,7 @@ impl Supervisor {
         let end_ms = now_ms() + u64::from(KILL_MS);
         while now_ms() < end_ms {
             self.signal_tree(libc::SIGKILL);
-            if self.is_gone_within(LOOK_MS, libc::SIGKILL) {
+            if self.is_gone_within(KILL_LOOK_MS, libc::SIGKILL) {
                 return;
             }
         }
@@ -200,8 +211,13 @@ impl Supervisor {
             if now_ms() >= end_ms {
                 return false;
             }
+            let look_ms = if signal == libc::SIGKILL {
+                KILL_LOOK_MS
+            } else {
+                LOOK_MS
+            };
             // SAFETY: no preconditions.
-            unsafe { libc::usleep(LOOK_MS * 1_000) };
+            unsafe { libc::usleep(look_ms * 1_000) };
         }
     }
 
@@ -222,6 +238,9 @@ impl Supervisor {
     /// level as its parents are ended.
     #[cfg(target_os = "linux")]
     fn for_each_other(&self, mut act: impl FnMut(pid_t)) {
+        if !self.sees_tree {
+            return;
+        }
         let mut list = [0_u8; 4096];
         // SAFETY: read writes at most `list.len()` bytes into `list`.
         let length = unsafe {
@@ -259,6 +278,29 @@ impl Supervisor {
     }
 }
 
+/// Whether `/proc` numbers processes as this one does: it may be that of another PID namespace, and name strangers.
+#[cfg(target_os = "linux")]
+fn sees_own_processes() -> bool {
+    let mut name = [0_u8; 16];
+    // SAFETY: readlink writes at most `name.len()` bytes into `name`; getpid has no preconditions.
+    let (length, own) = unsafe {
+        let length = libc::readlink(c"/proc/self".as_ptr(), name.as_mut_ptr().cast(), name.len());
+        (usize::try_from(length).unwrap_or(0), libc::getpid())
+    };
+    let digits = name[..length].iter();
+    let number = digits.fold(0, |number: pid_t, digit| {
+        number
+            .wrapping_mul(10)
+            .wrapping_add(pid_t::from(digit.wrapping_sub(b'0')))
+    });
+    number == own
+}
+
+#[cfg(not(target_os = "linux"))]
+fn sees_own_processes() -> bool {
+    false
+}
+
 /// By a clock that nobody sets.
 fn now_ms() -> u64 {
     // SAFETY: clock_gettime writes to `now` alone.
@@ -287,16 +329,30 @@ extern "C" fn note(signal: c_int) {
     }
 }
 
-/// Closes everything but `lifeline`, which becomes descriptor 0: the command's output must end with the command.
-fn keep_only(lifeline: RawFd) {
+/// Closes everything but `lifeline`, which becomes descriptor 0, and `locks`, which are in order: the command's output
+/// must end with the command.
+fn keep_only(lifeline: RawFd, locks: &[RawFd]) {
     // SAFETY: this process uses no other descriptor from here on.
+    unsafe { libc::dup2(lifeline, 0) };
+    let mut first = 1;
+    for &lock in locks {
+        close_all(first, lock - 1);
+        first = lock + 1;
+    }
+    close_all(first, c_int::MAX);
+}
+
+fn close_all(first: c_int, last: c_int) {
+    if first > last {
+        return;
+    }
+    // SAFETY: as above.
     unsafe {
-        libc::dup2(lifeline, 0);
         #[cfg(target_os = "linux")]
-        if libc::syscall(libc::SYS_close_range, 1, libc::c_uint::MAX, 0) == 0 {
+        if libc::syscall(libc::SYS_close_range, first, last, 0) == 0 {
             return;
         }
-        for descriptor in 1..most_descriptors() {
+        for descriptor in first..=last.min(most_descriptors()) {
             libc::close(descriptor);
         }
     }

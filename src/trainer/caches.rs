@@ -73,18 +73,25 @@ impl Before {
                 continue;
             }
             let photos = Photos::of(folder);
-            let has_one = |stem: &&String| caches.keys().any(|name| kind.is_of(name, stem));
-            if caches.len() < photos.captioned.len() {
+            let is_of = |name: &String, stem: &String| kind.is_of(name, stem);
+            // Of those that were there before, only the ones of these photos.
+            let count = caches
+                .iter()
+                .filter(|(name, now)| {
+                    before.get(*name) != Some(*now)
+                        || photos.captioned.iter().any(|stem| is_of(name, stem))
+                })
+                .count();
+            if count < photos.captioned.len() {
                 let without: Vec<&String> = photos
                     .captioned
                     .iter()
-                    .filter(|stem| !has_one(stem))
+                    .filter(|stem| !caches.keys().any(|name| is_of(name, stem)))
                     .collect();
                 return Err(Error::Unusable(format!(
-                    "Musubi Tuner has written {} of {} photos only, {} are in {}: it has none of {}. The training would \
-                     leave them out. The log above may say why; replace or remove these photos and run again.",
+                    "Musubi Tuner has written {} of {count} photos only, {} are in {}: it has none of {}. The training \
+                     would leave them out. The log above may say why; replace or remove these photos and run again.",
                     kind.what(),
-                    caches.len(),
                     photos.captioned.len(),
                     folder.images.display(),
                     few(&without)
@@ -248,6 +255,27 @@ mod tests {
             &["a_0064x0048_zi.safetensors"],
         )
         .unwrap();
+    }
+
+    #[test]
+    fn caches_of_others_stand_for_no_photo() {
+        let (_at, folder) = folder();
+        for other in ["x", "y", "z"] {
+            fs::write(
+                folder
+                    .caches
+                    .join(format!("{other}_0064x0048_zi.safetensors")),
+                "",
+            )
+            .unwrap();
+        }
+        let one = "a_0064x0048_zi.safetensors";
+        let error = written(&folder, Kind::Latents, &[one])
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("of 1 photos only"), "{error}");
+        // One that was there already, and one that is written.
+        written(&folder, Kind::Latents, &["b_1_0064x0048_zi.safetensors"]).unwrap();
     }
 
     #[test]

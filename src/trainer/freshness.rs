@@ -9,8 +9,8 @@ use crate::error::Error;
 /// What was at a path before a step ran.
 pub struct Before(Option<Identity>);
 
-/// Changes whenever a file is written or replaced.
-pub type Identity = (u64, u64, u64, i64, i64);
+/// Changes whenever a file, or a link to one, is written or replaced, even by one of the same size and time.
+pub type Identity = [(u64, u64, u64, (i64, i64), (i64, i64)); 2];
 
 impl Before {
     pub fn look(path: &Path) -> Self {
@@ -32,12 +32,13 @@ impl Before {
 }
 
 pub fn identity(path: &Path) -> Option<Identity> {
-    let found = fs::metadata(path).ok()?;
-    Some((
-        found.dev(),
-        found.ino(),
-        found.size(),
-        found.mtime(),
-        found.mtime_nsec(),
-    ))
+    let of = |found: fs::Metadata| {
+        let changed = (found.ctime(), found.ctime_nsec());
+        let written = (found.mtime(), found.mtime_nsec());
+        (found.dev(), found.ino(), found.size(), written, changed)
+    };
+    Some([
+        of(fs::metadata(path).ok()?),
+        of(fs::symlink_metadata(path).ok()?),
+    ])
 }

@@ -1,8 +1,9 @@
 //! What is under way on a trainer: how it is cancelled, and the training folder that it has for itself.
 
-use std::collections::HashMap;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread::{self, ThreadId};
 
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -25,8 +26,8 @@ struct State {
     folders: Mutex<Vec<(PathBuf, FolderLock)>>,
     /// What is done but once at a time in a folder.
     doing: Mutex<Vec<(&'static str, PathBuf)>>,
-    /// By the name of the step.
-    heard: Mutex<HashMap<String, Heard>>,
+    /// With the thread and the step that it was heard in.
+    heard: Mutex<Vec<(ThreadId, String, Heard)>>,
 }
 
 /// By the address of the trainer, which lives as long as a call on it.
@@ -74,10 +75,10 @@ impl Run {
     }
 
     /// Has the training folder, if it exists, for this run until its end, and brings what a killed run has left there to
-    /// a whole dataset.
+    /// a whole dataset. Waits while a killed run's processes are being ended.
     ///
     /// # Errors
-    /// [`Error::Unusable`] when another run has it; what the disk gives.
+    /// [`Error::Unusable`] when another run has it; what the disk gives; [`Error::Cancelled`].
     pub fn claim(&self, py: Python<'_>, training_folder: &Path, access: Access) -> PyResult<()> {
         let is_claimed = lock_of(&self.0.folders)
             .iter()
@@ -85,7 +86,15 @@ impl Run {
         if is_claimed || !training_folder.is_dir() {
             return Ok(());
         }
-        let lock = FolderLock::take(training_folder, access)?;
+        let lock = match FolderLock::take(training_folder, access) {
+            Err(_) if folder_lock::is_of_the_dead(training_folder) => {
+                interrupt::run_quietly(py, &self.0.cancel, |task| {
+                    folder_lock::wait_for_the_dead(training_folder, &task.cancel)
+                })?;
+                FolderLock::take(training_folder, access)?
+            }
+            taken => taken?,
+        };
         if !lock.is_shared() && dataset::is_unfinished(training_folder)? {
             lock.change(training_folder, Access::Alone)?;
             interrupt::run_quietly(py, &self.0.cancel, |_| dataset::recover(training_folder))?;
@@ -93,6 +102,32 @@ impl Run {
         }
         lock_of(&self.0.folders).push((training_folder.to_owned(), lock));
         Ok(())
+    }
+
+    /// [`Self::claim`] for a step alone, which an override of another run may have left to another thread, trainer or
+    /// process: in a folder that this process has, or the one that started it, it does without.
+    ///
+    /// # Errors
+    /// As [`Self::claim`].
+    pub fn claim_for_step(
+        &self,
+        py: Python<'_>,
+        training_folder: &Path,
+        access: Access,
+    ) -> PyResult<()> {
+        match self.claim(py, training_folder, access) {
+            Err(_) if folder_lock::is_of_this_process_or_its_parent(training_folder) => Ok(()),
+            claimed => claimed,
+        }
+    }
+
+    /// The locked folders, for the processes of a step to hold as well.
+    #[must_use]
+    pub fn locks(&self) -> Vec<OwnedFd> {
+        lock_of(&self.0.folders)
+            .iter()
+            .filter_map(|(_, lock)| lock.duplicate())
+            .collect()
     }
 
     /// Does `what` in this folder, which another thread must not do with the same trainer meanwhile.
@@ -114,13 +149,22 @@ impl Run {
 
     /// Notes what a step's command has said.
     pub fn note(&self, step: String, heard: Heard) {
-        lock_of(&self.0.heard).insert(step, heard);
+        lock_of(&self.0.heard).push((thread::current().id(), step, heard));
     }
 
-    /// What the step's command has said, once; `None` when none has run, as `_run_cmd` may be replaced.
+    /// What the step's command has said, once: the last one of this thread, whatever a subclass calls the step, else that
+    /// of the thread which it has left the step to. `None` when none has run, as `_run_cmd` may be replaced.
     #[must_use]
     pub fn heard(&self, step: &str) -> Option<Heard> {
-        lock_of(&self.0.heard).remove(step)
+        let mut heard = lock_of(&self.0.heard);
+        let this = thread::current().id();
+        let place = heard
+            .iter()
+            .rposition(|(thread, _, _)| *thread == this)
+            .or_else(|| heard.iter().rposition(|(_, of, _)| of == step))?;
+        let (_, _, last) = heard.remove(place);
+        heard.retain(|(thread, _, _)| *thread != this);
+        Some(last)
     }
 }
 

@@ -178,7 +178,9 @@ impl EndRecord {
     /// [`Error::BadZip`] for more than is allowed, or numbers and names that cannot be; [`Error::Io`].
     pub fn entries(&self, zip: &Zip<'_>, limits: &Limits) -> Result<Vec<Entry>, Error> {
         /// A name, extra fields and a comment, on the average: what all of them take has to fit into memory.
-        const MOST_ENTRY_BYTES: u64 = 1024;
+        const MOST_ENTRY_BYTES: u64 = 512;
+        /// The longest path that a system takes.
+        const LONGEST_NAME_BYTES: usize = 4096;
         let bytes = self.directory_bytes;
         let most_bytes = limits.entries.saturating_mul(MOST_ENTRY_BYTES).max(1 << 20);
         let too_much = |what: String| {
@@ -215,6 +217,13 @@ impl EndRecord {
                 Ok(bytes)
             };
             let (name, extra, _comment) = (rest(28)?, rest(30)?, rest(32)?);
+            if name.len() > LONGEST_NAME_BYTES {
+                return Err(Error::BadZip(format!(
+                    "entry {} of the zip has a name of {} bytes, {LONGEST_NAME_BYTES} are allowed: give it a shorter one",
+                    entries.len(),
+                    name.len()
+                )));
+            }
             entries.push(self.entry(&header, name, &extra)?);
         }
         Ok(entries)

@@ -30,6 +30,10 @@ impl RedactedUrl {
             error => invalid(&format!("it cannot be read as a URL: {error}")),
         })?;
         if !matches!(url.scheme(), "http" | "https") {
+            // "user:password@host/a.zip" reads as a scheme of that user's name.
+            if !text.contains("://") {
+                return Err(invalid("it does not begin with http:// or https://"));
+            }
             return Err(invalid(&format!("its scheme is {:?}", url.scheme())));
         }
         let as_written = text.trim();
