@@ -310,7 +310,8 @@ def forks_a_child_that_exits_in_a_log_handler(work: Work):
 
 def test_a_fork_that_exits_in_a_log_handler_leaves_the_run_alone(bench: Bench) -> None:
     run = bench.workspace().run(OURS, forks_a_child_that_exits_in_a_log_handler).ok()
-    assert run.result == [7]
+    # Not 7: the lock that `logging` would release is the parent's.
+    assert run.result == [1]
     assert run.logged("[s] over")
 
 
