@@ -918,6 +918,23 @@ mod tests {
     }
 
     #[test]
+    fn what_cannot_be_moved_is_copied_whole() {
+        let folder = used_folder();
+        let before = tree(folder.path());
+        std::os::unix::fs::symlink("nowhere", folder.path().join("images/link")).unwrap();
+        let other = tempfile::tempdir().unwrap();
+        for part in ["images", "cache", "dataset.toml"] {
+            copy(&folder.path().join(part), &other.path().join(part)).unwrap();
+        }
+        assert_eq!(
+            fs::read_link(other.path().join("images/link")).unwrap(),
+            Path::new("nowhere")
+        );
+        fs::remove_file(other.path().join("images/link")).unwrap();
+        assert_eq!(tree(other.path()), before);
+    }
+
+    #[test]
     fn a_swap_that_fails_is_undone() {
         let before = tree(used_folder().path());
         for (folder, state) in stopped_swaps() {
