@@ -76,7 +76,8 @@ fn write(whole: &[u8], destination: &Path) -> Result<(), Error> {
     let mut written = || -> Result<(), Error> {
         file.set_len(0).map_err(Error::io("write", &part))?;
         disk::require(&part, whole.len() as u64, "the renamed adapter")?;
-        file.write_all(whole).map_err(disk::write_failed(&part))?;
+        file.write_all(whole)
+            .map_err(disk::failed("write", &part))?;
         fs::rename(&part, destination).map_err(Error::io("rename into place", destination))
     };
     written().inspect_err(|_| {

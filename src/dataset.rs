@@ -14,7 +14,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::disk::{self as space, remove};
+use crate::disk::{self, remove};
 use crate::error::Error;
 use crate::task::{LogLine, Task};
 use archive::{Extraction, Limits, Photo, shown};
@@ -84,7 +84,7 @@ impl Layout {
 pub struct DatasetLimits {
     /// Of the zip as it is downloaded, and of what a `Content-Encoding` inflates to.
     pub zip_bytes: u64,
-    /// Of all photos, extracted.
+    /// Of all files, extracted.
     pub extracted_bytes: u64,
     /// In the zip, of any kind.
     pub entries: u64,
@@ -195,10 +195,10 @@ struct Staging(Layout);
 
 impl Staging {
     fn create(layout: Layout) -> Result<Self, Error> {
-        fs::create_dir(&layout.0).map_err(space::failed("create", &layout.0))?;
+        fs::create_dir(&layout.0).map_err(disk::failed("create", &layout.0))?;
         let staging = Self(layout);
         for folder in [staging.0.images(), staging.0.cache()] {
-            fs::create_dir(&folder).map_err(space::failed("create", &folder))?;
+            fs::create_dir(&folder).map_err(disk::failed("create", &folder))?;
         }
         Ok(staging)
     }
@@ -222,7 +222,7 @@ fn build(
     task: &Task<LogLine>,
 ) -> Result<(), Error> {
     let toml = staging.dataset_toml();
-    fs::write(&toml, source.toml_text).map_err(space::write_failed(&toml))?;
+    fs::write(&toml, source.toml_text).map_err(disk::failed("write", &toml))?;
     task.info(format!(
         "[dataset] wrote dataset.toml={}",
         layout.dataset_toml().display()
@@ -240,7 +240,7 @@ fn build(
     ))?;
 
     let extracted = staging.0.join("extracted");
-    fs::create_dir(&extracted).map_err(space::failed("create", &extracted))?;
+    fs::create_dir(&extracted).map_err(disk::failed("create", &extracted))?;
     let Extraction {
         photos,
         left_out,
@@ -492,7 +492,7 @@ fn set_aside(part: &Path, aside: &Path) -> Result<(), Error> {
     if let Some(folder) = aside.parent() {
         match fs::create_dir(folder) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(space::failed("create", folder)(error));
+                return Err(disk::failed("create", folder)(error));
             }
             _ => {}
         }
@@ -515,14 +515,14 @@ fn copy(from: &Path, to: &Path) -> Result<(), Error> {
     let found = from.symlink_metadata().map_err(failed)?;
     if found.is_symlink() {
         let target = fs::read_link(from).map_err(failed)?;
-        return std::os::unix::fs::symlink(target, to).map_err(space::failed("create", to));
+        return std::os::unix::fs::symlink(target, to).map_err(disk::failed("create", to));
     }
     if !found.is_dir() {
         return fs::copy(from, to)
             .map(drop)
-            .map_err(space::failed("write", to));
+            .map_err(disk::failed("write", to));
     }
-    fs::create_dir(to).map_err(space::failed("create", to))?;
+    fs::create_dir(to).map_err(disk::failed("create", to))?;
     for entry in fs::read_dir(from).map_err(failed)? {
         let entry = entry.map_err(failed)?;
         copy(&entry.path(), &to.join(entry.file_name()))?;

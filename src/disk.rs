@@ -38,11 +38,6 @@ pub fn require(path: &Path, needed: u64, what: &str) -> Result<(), Error> {
     }
 }
 
-/// For `map_err` on writes of zips, photos and captions: [`failed`].
-pub fn write_failed(path: &Path) -> impl Fn(io::Error) -> Error + '_ {
-    failed("write", path)
-}
-
 /// For `map_err` on what takes room: a full disk is named with what is left.
 pub fn failed<'a>(action: &'static str, path: &'a Path) -> impl Fn(io::Error) -> Error + 'a {
     move |source| {

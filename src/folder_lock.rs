@@ -72,16 +72,7 @@ impl FolderLock {
         if let Some(held) = shared {
             return Ok(Self { held });
         }
-        let operation = match access {
-            Access::Alone => FlockOperation::NonBlockingLockExclusive,
-            Access::Reading => FlockOperation::NonBlockingLockShared,
-        };
-        // A file system without locks goes without.
-        if let Err(Errno::WOULDBLOCK) = flock(&file, operation) {
-            let owner =
-                owner(key).map_or_else(String::new, |process| format!(" (process {process})"));
-            return Err(in_use(folder, &owner));
-        }
+        lock(&file, key, folder, access)?;
         let held = Arc::new(Held {
             folder: key,
             thread,

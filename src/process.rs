@@ -52,11 +52,12 @@ pub fn run(command: &Command, task: &Task<String>) -> Result<i32, Error> {
     let mut cord = lifeline
         .try_clone()
         .map_err(Error::io(RUN, &program(command)))?;
-    // Written to rather than closed: a fork of this process may hold it open too.
     let pid = i32::try_from(supervisor.id()).ok().and_then(Pid::from_raw);
     task.cancel.on_cancel(move || {
+        // Written to rather than closed: a fork of this process may hold it open too.
         let _ = cord.write_all(b"x");
-        // It may have been stopped along with all else; while the cord is held it is not reaped.
+        // The supervisor may have been stopped along with all else. Whoever has its number, if it is over already, is
+        // only told to go on.
         if let Some(pid) = pid {
             let _ = kill_process(pid, Signal::CONT);
         }

@@ -311,10 +311,8 @@ fn _pre_cache(slf: &Bound<'_, PyAny>, dataset_toml_path: &Bound<'_, PyAny>) -> P
     checks::exists("dataset.toml not found", &dataset_toml)?;
     checks::pre_cache(slf)?;
 
-    let run = Run::of(slf)?;
-    if let Ok(folder) = path_of(slf, "absolute_path_training_folder") {
-        run.claim_for_step(py, &folder, Access::Alone)?;
-    }
+    // The folder is this run's until it is dropped.
+    let _run = run_of_step(slf, Access::Alone)?;
     let clone = clone_of(slf)?;
     let python = interpreter::executable(py)?;
     let dataset_toml = absolute(&dataset_toml)?;
@@ -409,10 +407,7 @@ fn _launch_training(
     checks::exists("dataset.toml not found", &dataset_toml)?;
     checks::launch_training(slf)?;
 
-    let run = Run::of(slf)?;
-    if let Ok(folder) = path_of(slf, "absolute_path_training_folder") {
-        run.claim_for_step(py, &folder, Access::Reading)?;
-    }
+    let run = run_of_step(slf, Access::Reading)?;
     let clone = clone_of(slf)?;
     let weights = WeightFiles {
         vae: absolute(&weights_of(slf, "ae")?)?,
@@ -706,6 +701,16 @@ fn absolute(path: &Path) -> PyResult<PathBuf> {
     }
     let folder = std::env::current_dir().map_err(Error::io("find the folder of", path))?;
     Ok(folder.join(path))
+}
+
+/// The run that a step belongs to, which has the training folder. An object that is no trainer may borrow a step, and
+/// have none.
+fn run_of_step(slf: &Bound<'_, PyAny>, access: Access) -> PyResult<Run> {
+    let run = Run::of(slf)?;
+    if let Ok(folder) = path_of(slf, "absolute_path_training_folder") {
+        run.claim_for_step(slf.py(), &folder, access)?;
+    }
+    Ok(run)
 }
 
 /// Runs a step of Musubi Tuner through `self._run_cmd`; tells what its command has said, or `None` when none was started,

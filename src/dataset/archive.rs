@@ -15,7 +15,8 @@ use std::path::{Path, PathBuf};
 
 use flate2::Crc;
 
-use super::space;
+use super::DatasetLimits;
+use crate::disk;
 use crate::error::Error;
 use crate::task::{LogLine, Task};
 use content::{Compressed, Method};
@@ -37,9 +38,10 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
+        let limits = DatasetLimits::default();
         Self {
-            entries: 100_000,
-            total_bytes: 64 << 30,
+            entries: limits.entries,
+            total_bytes: limits.extracted_bytes,
             ratio: 100,
             ratio_free_bytes: 1 << 20,
         }
@@ -129,7 +131,7 @@ fn extract_from(
     refuse_bombs(&entries, limits)?;
     let data_starts = headers::check(zip, &entries, end.directory_start(), task)?;
     let (mut extraction, photos) = choose(&entries);
-    space::require(
+    disk::require(
         folder,
         photos.iter().map(|index| entries[*index].bytes).sum(),
         "extracting the zip",
@@ -314,7 +316,8 @@ fn read_entry(
         bytes += content.len() as u64;
         checksum.update(content);
         if let Some((file, path)) = &mut file {
-            file.write_all(content).map_err(space::write_failed(path))?;
+            file.write_all(content)
+                .map_err(disk::failed("write", path))?;
         }
     }
     if bytes != entry.bytes {

@@ -16,7 +16,7 @@ const USUAL_TOKEN_BYTES: usize = 4;
 /// [`Error::Io`].
 pub fn write(photo: &Path, trigger_word: &str) -> Result<(), Error> {
     let path = photo.with_extension("txt");
-    std::fs::write(&path, trigger_word).map_err(super::space::write_failed(&path))
+    std::fs::write(&path, trigger_word).map_err(crate::disk::failed("write", &path))
 }
 
 /// What a user would want to know about their trigger word before the training, not after it.

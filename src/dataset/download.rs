@@ -19,6 +19,7 @@ use reqwest::StatusCode;
 use reqwest::blocking::Client;
 use reqwest::header;
 
+use super::DatasetLimits;
 use crate::error::Error;
 use crate::task::{LogLine, Task};
 pub use address::RedactedUrl;
@@ -57,7 +58,7 @@ impl Default for Patience {
             stall: Duration::from_secs(60),
             window_bytes: 4 << 10,
             redirects: 30,
-            limit_bytes: 64 << 30,
+            limit_bytes: DatasetLimits::default().zip_bytes,
             ratio_free_bytes: 1 << 30,
         }
     }

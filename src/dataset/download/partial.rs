@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use reqwest::StatusCode;
 use reqwest::header::{self, HeaderMap, HeaderName};
 
-use super::super::space;
+use crate::disk;
 use crate::error::Error;
 
 /// Somebody else may fill the disk meanwhile: how often is looked.
@@ -68,7 +68,7 @@ impl Partial {
     pub fn append(&mut self, chunk: &[u8]) -> Result<(), Error> {
         self.file
             .write_all(chunk)
-            .map_err(space::write_failed(&self.path))?;
+            .map_err(disk::failed("write", &self.path))?;
         self.written += chunk.len() as u64;
         if self.written - self.room_checked_at >= BYTES_BETWEEN_ROOM_CHECKS {
             self.require_room()?;
@@ -80,7 +80,7 @@ impl Partial {
     pub fn require_room(&mut self) -> Result<(), Error> {
         self.room_checked_at = self.written;
         match self.version.as_ref().and_then(|version| version.total) {
-            Some(total) => space::require(
+            Some(total) => disk::require(
                 &self.path,
                 total.saturating_sub(self.written),
                 "the rest of the download",
