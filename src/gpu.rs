@@ -61,6 +61,22 @@ pub fn first_label() -> Result<&'static str, Error> {
     })
 }
 
+/// The free memory of the GPU that has the least; `None` where there is no NVML, and so no GPU.
+///
+/// # Errors
+/// [`Error::Unusable`] when NVML is there and does not say.
+pub fn least_free_bytes() -> Result<Option<u64>, Error> {
+    let nvml = match open() {
+        Err(NvmlError::LibloadingError(_) | NvmlError::DriverNotLoaded) => return Ok(None),
+        opened => opened.map_err(|error| explain(&error))?,
+    };
+    let free_bytes = |index| Ok(nvml.device_by_index(index)?.memory_info()?.free);
+    nvml.device_count()
+        .and_then(|count| (0..count).map(free_bytes).collect::<Result<Vec<u64>, _>>())
+        .map(|free| free.into_iter().min())
+        .map_err(|error| explain(&error))
+}
+
 /// Opens NVML, asks, and shuts it down again.
 fn ask<T>(question: impl FnOnce(&Nvml) -> Result<T, NvmlError>) -> Result<T, Error> {
     open()

@@ -14,6 +14,7 @@ use crate::error::Error;
 use crate::interrupt;
 use crate::process::{self, Command};
 use crate::task::Cancel;
+use crate::tuner::LAUNCHER;
 
 /// `sys.executable`, read when it is needed: hosts and tests assign it.
 ///
@@ -29,6 +30,86 @@ pub fn executable(py: Python<'_>) -> PyResult<OsString> {
                 .to_owned(),
         )
     })?)
+}
+
+/// The program that runs in the interpreter of a step where that takes more than its script.
+fn step_interpreter(py: Python<'_>) -> PyResult<PathBuf> {
+    let package: PathBuf = py
+        .import("musubitraining")?
+        .getattr("__file__")?
+        .extract()?;
+    Ok(package.with_file_name("step_interpreter.py"))
+}
+
+/// The command that runs accelerate's launcher, and the script of its one process in the launcher's own: to the same
+/// effect, without a second interpreter that imports all anew. `None` where `argv` is no launch, or the launcher is
+/// not the one whose single process is known.
+///
+/// # Errors
+/// What Python raises.
+pub fn launch_in_one_process(py: Python<'_>, argv: &[OsString]) -> PyResult<Option<Vec<OsString>>> {
+    let [python, option, module, words @ ..] = argv else {
+        return Ok(None);
+    };
+    if *python != executable(py)? || option != "-m" || module != LAUNCHER || !launcher_is_known(py)?
+    {
+        return Ok(None);
+    }
+    let program = step_interpreter(py)?.into_os_string();
+    let command = [python.clone(), program, "launch".into()];
+    Ok(Some(
+        command.into_iter().chain(words.iter().cloned()).collect(),
+    ))
+}
+
+/// Whether the launcher that the steps' interpreter imports starts a single process in the way that is taken over.
+///
+/// # Errors
+/// What Python raises.
+pub fn launcher_is_known(py: Python<'_>) -> PyResult<bool> {
+    const TAKEN_OVER: [&str; 3] = [
+        "def main():",
+        "def simple_launcher(args):",
+        "process = subprocess.Popen(cmd, env=current_env)",
+    ];
+    if is_another(py, &executable(py)?)? {
+        return Ok(false);
+    }
+    let Some(spec) = find_spec(py, "accelerate") else {
+        return Ok(false);
+    };
+    let locations: Option<Vec<PathBuf>> =
+        spec.getattr("submodule_search_locations")?.extract().ok();
+    let file = locations
+        .and_then(|locations| locations.into_iter().next())
+        .map(|package| package.join("commands/launch.py"));
+    let text = file.and_then(|file| std::fs::read_to_string(file).ok());
+    Ok(text.is_some_and(|text| TAKEN_OVER.iter().all(|line| text.contains(line))))
+}
+
+/// The command of an interpreter that imports once what these scripts import, and forks for each that it is asked for.
+///
+/// # Errors
+/// What Python raises.
+pub fn warm(py: Python<'_>, scripts: Vec<PathBuf>) -> PyResult<Vec<OsString>> {
+    let mut prepared_for: Vec<OsString> = scripts.into_iter().map(Into::into).collect();
+    let native: OsString = py
+        .import("musubitraining._native")?
+        .getattr("__file__")?
+        .extract()?;
+    if launcher_is_known(py)? {
+        prepared_for.push(LAUNCHER.into());
+    }
+    let program = step_interpreter(py)?.into_os_string();
+    let command = [executable(py)?, program, "warm".into(), native];
+    Ok(command.into_iter().chain(prepared_for).collect())
+}
+
+/// Makes this process, a fork of a warm interpreter, the supervisor of a step; returns in the step's own process, which is
+/// a fork of it.
+#[pyfunction]
+pub fn _supervise(lifeline: i32, locks: Vec<i32>) -> PyResult<()> {
+    Ok(process::supervise_here(lifeline, locks)?)
 }
 
 /// Whether the interpreter that runs the scripts can import the top-level package `name`.
@@ -88,8 +169,7 @@ fn lies_beside_the_script(py: Python<'_>, name: &str) -> PyResult<bool> {
 fn ask_another(py: Python<'_>, name: &str) -> PyResult<Option<bool>> {
     static ANSWERS: Mutex<BTreeMap<(OsString, String), Option<bool>>> = Mutex::new(BTreeMap::new());
     let executable = executable(py)?;
-    let prefix: PathBuf = py.import("sys")?.getattr("prefix")?.extract()?;
-    if Path::new(&executable).starts_with(prefix) {
+    if !is_another(py, &executable)? {
         return Ok(None);
     }
     let answers = || ANSWERS.lock().unwrap_or_else(PoisonError::into_inner);
@@ -109,8 +189,8 @@ fn ask_another(py: Python<'_>, name: &str) -> PyResult<Option<bool>> {
     let returncode = interrupt::run(
         py,
         &Cancel::default(),
-        |task| Ok(process::run(&command, task).ok()),
-        |_, _: String| Ok(()),
+        |task| Ok(process::run(&command, &task.cancel, |_| Ok(())).ok()),
+        |_, ()| Ok(()),
     )?;
     let answer = match returncode {
         Some(100) => Some(true),
@@ -121,6 +201,11 @@ fn ask_another(py: Python<'_>, name: &str) -> PyResult<Option<bool>> {
         answers().insert(key, answer);
     }
     Ok(answer)
+}
+
+fn is_another(py: Python<'_>, executable: &OsString) -> PyResult<bool> {
+    let prefix: PathBuf = py.import("sys")?.getattr("prefix")?.extract()?;
+    Ok(!Path::new(executable).starts_with(prefix))
 }
 
 /// The environment of a step: the host's, its output unbuffered and in UTF-8, and the clone's own package importable

@@ -29,6 +29,8 @@ mod _native {
 
     #[pymodule_export]
     use crate::error::{Cancelled, DownloadError, restore_download_error};
+    #[pymodule_export]
+    use crate::interpreter::_supervise;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -2,6 +2,7 @@
 
 mod lines;
 mod supervisor;
+mod warm;
 
 use std::ffi::OsString;
 use std::fs;
@@ -17,8 +18,11 @@ use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use crate::error::{Error, RUN};
-use crate::task::Task;
+use crate::task::Cancel;
 use lines::LineSplitter;
+use supervisor::Watch;
+pub use supervisor::supervise_here;
+pub use warm::WarmInterpreter;
 
 /// What to run, and where.
 #[derive(Debug)]
@@ -37,32 +41,44 @@ const CHUNK_BYTES: usize = 64 * 1024;
 
 /// Runs `command` to its end and says every line of its merged stdout and stderr, without line ends.
 ///
-/// Returns the exit code, negative for a signal, as Python's `subprocess` has it. The command has no stdin. When the
-/// task is cancelled, or this process dies, the command's whole process tree is ended (see [`supervisor`]).
+/// Returns the exit code, negative for a signal, as Python's `subprocess` has it. The command has no stdin. When it is
+/// cancelled, or this process dies, the command's whole process tree is ended (see [`supervisor`]).
 ///
 /// # Errors
-/// [`Error::Io`] when the command cannot be started, [`Error::Cancelled`] once the tree of a cancelled run is gone.
-pub fn run(command: &Command, task: &Task<String>) -> Result<i32, Error> {
+/// [`Error::Io`] when the command cannot be started, [`Error::Cancelled`] once the tree of a cancelled run is gone, what
+/// `say` gives.
+pub fn run(
+    command: &Command,
+    cancel: &Cancel,
+    say: impl FnMut(String) -> Result<(), Error>,
+) -> Result<i32, Error> {
+    attend(spawn(command, Stdio::null(), Watch::Command)?, cancel, say)
+}
+
+/// Sees a command that runs to its end, as [`run`] does.
+///
+/// # Errors
+/// [`Error::Cancelled`], what `say` gives.
+pub fn attend(
+    started: Started,
+    cancel: &Cancel,
+    say: impl FnMut(String) -> Result<(), Error>,
+) -> Result<i32, Error> {
     let Started {
-        mut supervisor,
+        supervisor,
         leader,
         mut output,
         mut lifeline,
-    } = spawn(command)?;
-    let mut cord = lifeline
-        .try_clone()
-        .map_err(Error::io(RUN, &program(command)))?;
-    let pid = i32::try_from(supervisor.id()).ok().and_then(Pid::from_raw);
-    task.cancel.on_cancel(move || {
-        // Written to rather than closed: a fork of this process may hold it open too.
-        let _ = cord.write_all(b"x");
-        // The supervisor may have been stopped along with all else. Whoever has its number, if it is over already, is
-        // only told to go on.
-        if let Some(pid) = pid {
-            let _ = kill_process(pid, Signal::CONT);
-        }
-    });
-    let spoken = say_lines(&mut output, &lifeline, task);
+    } = started;
+    let mut cord = lifeline.try_clone().map_err(|error| {
+        Error::Unusable(format!("cannot hold on to a command's process: {error}"))
+    })?;
+    let pid = supervisor
+        .as_ref()
+        .and_then(|supervisor| i32::try_from(supervisor.id()).ok())
+        .and_then(Pid::from_raw);
+    cancel.on_cancel(move || end(&mut cord, pid));
+    let spoken = say_lines(&mut output, &lifeline, say);
     let status = read_number(&mut lifeline);
     if status.is_none()
         && let Some(leader) = leader.and_then(Pid::from_raw)
@@ -70,13 +86,32 @@ pub fn run(command: &Command, task: &Task<String>) -> Result<i32, Error> {
         // The supervisor was killed, and with it the command alone: the rest of its group is for us to end.
         let _ = kill_process_group(leader, Signal::KILL);
     }
-    // A host that ignores SIGCHLD, or waits for any child, leaves nothing to wait for here.
-    let _ = supervisor.wait();
+    wait_for(supervisor, lifeline);
     spoken?;
-    task.check()?;
+    cancel.check()?;
     Ok(status.map_or(-libc::SIGKILL, |status| {
         returncode(ExitStatus::from_raw(status))
     }))
+}
+
+/// Tells the supervisor at the other end of the cord to end its tree.
+fn end(cord: &mut UnixStream, supervisor: Option<Pid>) {
+    // Written to rather than closed: a fork of this process may hold it open too.
+    let _ = cord.write_all(b"x");
+    // The supervisor may have been stopped along with all else. Whoever has its number, if it is over already, is only
+    // told to go on.
+    if let Some(supervisor) = supervisor {
+        let _ = kill_process(supervisor, Signal::CONT);
+    }
+}
+
+/// Waits until a supervisor is gone that has nothing more to do.
+fn wait_for(supervisor: Option<Child>, mut lifeline: UnixStream) {
+    match supervisor {
+        // A host that ignores SIGCHLD, or waits for any child, leaves nothing to wait for here.
+        Some(mut supervisor) => drop(supervisor.wait()),
+        None => drop(io::copy(&mut lifeline, &mut io::sink())),
+    }
 }
 
 /// The supervisor speaks in numbers of four bytes; `None` when it is gone.
@@ -91,8 +126,9 @@ fn program(command: &Command) -> PathBuf {
 }
 
 /// A command that runs.
-struct Started {
-    supervisor: Child,
+pub struct Started {
+    /// Where it is a child of this process.
+    supervisor: Option<Child>,
     /// The command's process, which leads its group.
     leader: Option<i32>,
     output: PipeReader,
@@ -101,7 +137,7 @@ struct Started {
 }
 
 /// Starts the command under its supervisor.
-fn spawn(command: &Command) -> Result<Started, Error> {
+fn spawn(command: &Command, stdin: Stdio, watch: Watch) -> Result<Started, Error> {
     let program = program(command);
     let failed = Error::io(RUN, &program);
     let [_, arguments @ ..] = command.argv.as_slice() else {
@@ -134,16 +170,16 @@ fn spawn(command: &Command) -> Result<Started, Error> {
                 .iter()
                 .map(|(name, value)| (name, value)),
         )
-        .stdin(Stdio::null())
+        .stdin(stdin)
         .stderr(output_writer.try_clone().map_err(&failed)?)
         .stdout(output_writer);
     let locks = command.locks.iter().map(AsRawFd::as_raw_fd).collect();
-    supervisor::supervise(&mut process, supervisors_end.as_raw_fd(), locks);
+    supervisor::supervise(&mut process, supervisors_end.as_raw_fd(), locks, watch);
     let supervisor = process.spawn().map_err(&failed)?;
     // They hold our copies of the output's writing end and of the supervisor's: both must end with their owners.
     drop((process, supervisors_end));
     Ok(Started {
-        supervisor,
+        supervisor: Some(supervisor),
         leader: read_number(&mut lifeline),
         output,
         lifeline,
@@ -155,14 +191,14 @@ fn spawn(command: &Command) -> Result<Started, Error> {
 fn say_lines(
     output: &mut PipeReader,
     lifeline: &UnixStream,
-    task: &Task<String>,
+    mut listener: impl FnMut(String) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let mut splitter = LineSplitter::default();
     let mut chunk = vec![0; CHUNK_BYTES];
     let mut heard = Ok(());
     let mut say = |line: &[u8]| {
         if heard.is_ok() {
-            heard = task.say(String::from_utf8_lossy(line).into_owned());
+            heard = listener(String::from_utf8_lossy(line).into_owned());
         }
     };
     while has_output(output, lifeline) {

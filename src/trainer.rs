@@ -4,6 +4,7 @@
 //! is what makes them assignable, picklable and subclassable in every way that people use.
 
 mod arguments;
+mod at_once;
 mod caches;
 mod checks;
 mod dataset_limits;
@@ -12,32 +13,31 @@ mod freshness;
 mod log;
 mod netrc;
 mod run;
+mod step;
 
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{IntoPyDict, PyDict, PyList, PyString};
 
-use crate::cgroup::MemoryCgroup;
 use crate::config::ImageFolder;
 use crate::error::Error;
-use crate::failure::{Exit, Listener};
 use crate::folder_lock::Access;
 use crate::plain_class::PlainClass;
-use crate::process::{self, Command};
+use crate::process::{Command, WarmInterpreter};
 use crate::progress::Heard;
 use crate::tuner::{self, MusubiTuner, Training, WeightFiles};
 use crate::{adapter, config, dataset, interpreter, interrupt};
 use arguments::Given;
+use at_once::Decision;
 use caches::Kind;
 use checks::Step;
 use freshness::Before;
 use log::Log;
-use run::Run;
+use run::{Run, Warm};
 
 pub use dataset_limits::dataclass as dataset_limits_class;
 
@@ -124,92 +124,7 @@ fn _run_cmd(
     cmd: &Bound<'_, PyAny>,
     cwd: &Bound<'_, PyAny>,
 ) -> PyResult<()> {
-    let py = slf.py();
-    let started = Instant::now();
-    let run = Run::of(slf)?;
-    run.check()?;
-    let log = Log::new(py)?;
-    log.info(("[%s] starting", step))?;
-    log.info(("[%s] cwd=%s", step, cwd))?;
-    let words: Vec<Bound<'_, PyAny>> = if cmd.is_instance_of::<PyString>() {
-        vec![cmd.clone()]
-    } else {
-        let os = py.import("os")?;
-        cmd.try_iter()?
-            .map(|word| os.call_method1("fspath", (word?,)))
-            .collect::<PyResult<_>>()?
-    };
-    log.info((
-        "[%s] cmd=%s",
-        step,
-        PyString::new(py, " ").call_method1("join", (&words,))?,
-    ))?;
-
-    let command = Command {
-        argv: words
-            .iter()
-            .map(PyAnyMethods::extract)
-            .collect::<PyResult<_>>()?,
-        cwd: cwd
-            .extract::<Option<_>>()?
-            .unwrap_or_else(|| PathBuf::from(".")),
-        environment: interpreter::environment(
-            py,
-            clone_of(slf).ok().map(|clone| clone.source_folder()),
-        )?,
-        locks: run.locks(),
-    };
-    let mut heard = Heard::default();
-    let mut listener = Listener::default();
-    let memory = MemoryCgroup::of_this_process();
-    let oom_kills = || memory.as_ref().and_then(MemoryCgroup::oom_kills);
-    let oom_kills_before = oom_kills();
-    let returncode = interrupt::run(
-        py,
-        run.cancel(),
-        |task| process::run(&command, task),
-        |_, line: String| {
-            let alarm = heard.hear(&line);
-            listener.hear(&line);
-            log.info(("[%s] %s", step, line))?;
-            match alarm.and_then(|alarm| evidence::warning(&alarm)) {
-                Some(warning) => log.warning(("[%s] %s", step, warning)),
-                None => Ok(()),
-            }
-        },
-    )?;
-    let exit = Exit {
-        returncode,
-        oom_kills: oom_kills()
-            .zip(oom_kills_before)
-            .map(|(now, before)| now.saturating_sub(before)),
-        memory_limit_bytes: memory.as_ref().and_then(MemoryCgroup::limit_bytes),
-        nan_since: heard.nan_since(),
-    };
-    run.note(step.str()?.to_string(), heard);
-
-    let seconds = started.elapsed().as_secs_f64();
-    if returncode == 0 {
-        return log.info(("[%s] done (duration=%.1fs)", step, seconds));
-    }
-    let reason = listener.reason(&exit);
-    if let Some(reason) = &reason {
-        log.warning(("[%s] %s", step, reason))?;
-    }
-    log.error((
-        "[%s] failed (exit_code=%s, duration=%.1fs)",
-        step,
-        returncode,
-        seconds,
-    ))?;
-    let keywords = PyDict::new(py);
-    keywords.set_item("output", listener.last_lines())?;
-    keywords.set_item("reason", reason)?;
-    let error = py
-        .import("musubitraining.errors")?
-        .getattr("CalledProcessError")?
-        .call((returncode, cmd), Some(&keywords))?;
-    Err(PyErr::from_value(error))
+    step::run(slf, step, cmd, cwd)
 }
 
 /// Parse the dataset TOML, as Python's `tomllib` does.
@@ -317,38 +232,107 @@ fn _pre_cache(slf: &Bound<'_, PyAny>, dataset_toml_path: &Bound<'_, PyAny>) -> P
     let python = interpreter::executable(py)?;
     let dataset_toml = absolute(&dataset_toml)?;
     let vae = absolute(&weights_of(slf, "ae")?)?;
-    let argv = tuner::cache_latents(&python, &clone, &dataset_toml, &vae);
-    cache(slf, "precache:latents", &argv, &dataset_toml, Kind::Latents)?;
     let text_encoder = absolute(&weights_of(slf, "text_encoder")?)?;
-    let argv = tuner::cache_text_encoder_outputs(&python, &clone, &dataset_toml, &text_encoder);
-    cache(
-        slf,
-        "precache:text_encoder",
-        &argv,
-        &dataset_toml,
-        Kind::TextEncoderOutputs,
-    )
+    let latents = Caching {
+        step: "precache:latents",
+        argv: tuner::cache_latents(&python, &clone, &dataset_toml, &vae),
+        kind: Kind::Latents,
+    };
+    let text_encoder_outputs = Caching {
+        step: "precache:text_encoder",
+        argv: tuner::cache_text_encoder_outputs(&python, &clone, &dataset_toml, &text_encoder),
+        kind: Kind::TextEncoderOutputs,
+    };
+    if !is_replaced(slf, "_run_cmd")? && are_cached_at_once(slf, &vae, &text_encoder)? {
+        return cache_at_once(slf, &dataset_toml, [&latents, &text_encoder_outputs]);
+    }
+    latents.run(slf, &dataset_toml)?;
+    text_encoder_outputs.run(slf, &dataset_toml)
 }
 
-/// Runs a caching step, which ends well when it has found nothing to cache, or not all.
-fn cache(
+/// Whether both fit into memory together; says so.
+fn are_cached_at_once(
     slf: &Bound<'_, PyAny>,
-    step: &str,
-    argv: &[OsString],
-    dataset_toml: &Path,
-    kind: Kind,
-) -> PyResult<()> {
-    let folders = image_folders(slf, dataset_toml)?;
-    let before = caches::Before::look(&folders, kind);
-    let Some(heard) = run_step(slf, step, argv)? else {
-        return Ok(());
+    vae: &Path,
+    text_encoder: &Path,
+) -> PyResult<bool> {
+    let decision = interrupt::run_quietly(slf.py(), Run::of(slf)?.cancel(), |_| {
+        Ok(at_once::decide(vae, text_encoder, at_once::Free::now()))
+    })?;
+    let (at_once, how, why) = match decision {
+        Decision::AtOnce(why) => (true, "at the same time", why),
+        Decision::OneByOne(why) => (false, "one after the other", why),
     };
-    let log = Log::new(slf.py())?;
-    let images = evidence::images(&heard, dataset_toml, &folders)?;
-    for warning in images.into_iter().chain(before.complete(&folders, kind)?) {
-        log.warning(("[%s] %s", step, warning))?;
+    Log::new(slf.py())?.info((
+        "[precache] latents and text encoder outputs are cached %s: %s",
+        how,
+        why,
+    ))?;
+    Ok(at_once)
+}
+
+/// A caching step, which ends well when it has found nothing to cache, or not all.
+struct Caching {
+    step: &'static str,
+    argv: Vec<OsString>,
+    kind: Kind,
+}
+
+impl Caching {
+    fn run(&self, trainer: &Bound<'_, PyAny>, dataset_toml: &Path) -> PyResult<()> {
+        let folders = image_folders(trainer, dataset_toml)?;
+        let before = caches::Before::look(&folders, self.kind);
+        match run_step(trainer, self.step, &self.argv)? {
+            Some(heard) => self.judge(trainer, dataset_toml, &folders, &before, &heard),
+            None => Ok(()),
+        }
     }
-    Ok(())
+
+    fn judge(
+        &self,
+        trainer: &Bound<'_, PyAny>,
+        dataset_toml: &Path,
+        folders: &[ImageFolder],
+        before: &caches::Before,
+        heard: &Heard,
+    ) -> PyResult<()> {
+        let log = Log::new(trainer.py())?;
+        let images = evidence::images(heard, dataset_toml, folders)?;
+        for warning in images
+            .into_iter()
+            .chain(before.complete(folders, self.kind)?)
+        {
+            log.warning(("[%s] %s", self.step, warning))?;
+        }
+        Ok(())
+    }
+}
+
+fn cache_at_once(
+    slf: &Bound<'_, PyAny>,
+    dataset_toml: &Path,
+    caching: [&Caching; 2],
+) -> PyResult<()> {
+    let py = slf.py();
+    let folders = image_folders(slf, dataset_toml)?;
+    let before = caching.map(|caching| caches::Before::look(&folders, caching.kind));
+    let run = Run::of(slf)?;
+    let cwd = absolute(&path_of(slf, "absolute_path_musubi_tuner")?)?;
+    let cwd = cwd.into_os_string().into_pyobject(py)?.into_any();
+    let steps = caching.map(|caching| {
+        // Of an earlier call.
+        drop(run.heard(caching.step));
+        let name = PyString::new(py, caching.step).into_any();
+        let cmd = PyList::new(py, &caching.argv)?.into_any();
+        step::Step::new(slf, &name, &cmd, &cwd)
+    });
+    let [first, second] = steps;
+    let judge = |index: usize| match run.heard(caching[index].step) {
+        Some(heard) => caching[index].judge(slf, dataset_toml, &folders, &before[index], &heard),
+        None => Ok(()),
+    };
+    step::run_at_once(slf, [first?, second?], || judge(0))?;
+    judge(1)
 }
 
 /// The folders of photos in a dataset's TOML. One that cannot be read is for the tuner to refuse.
@@ -502,6 +486,10 @@ fn _convert_for_comfyui(
 ///     output_name (str): the LoRA's file name without its ending, default "output_lora_model".
 ///     max_train_steps (int): optimisation steps, at least 1, default 2000.
 ///     seed (int): of the training's random numbers, 0 to 2**32 - 1, default 42.
+///     warm_start (bool): import PyTorch and the rest once for all steps, in one interpreter that begins while the photos
+///         are downloaded and forks for each step, and convert natively; default False. Where that cannot be, the log
+///         says why, and each step has an interpreter of its own.
+///     native_convert (bool): convert with `convert_lora_to_comfyui` instead of the clone's script, default False.
 ///
 /// The other training values are fixed: those of TechTrash_MusubiTraining 0.0.11.
 ///
@@ -515,10 +503,12 @@ fn _convert_for_comfyui(
 #[pyo3(
     signature = (
         slf, dataset_toml_content, images_zip_url, trigger_word, *, use_pre_cache=Given(None),
-        convert_for_comfyui=Given(None), output_name=Given(None), max_train_steps=Given(None), seed=Given(None)
+        convert_for_comfyui=Given(None), output_name=Given(None), max_train_steps=Given(None), seed=Given(None),
+        warm_start=false, native_convert=false
     ),
     text_signature = "(self, dataset_toml_content, images_zip_url, trigger_word, *, use_pre_cache=True, \
-                      convert_for_comfyui=True, output_name='output_lora_model', max_train_steps=2000, seed=42)"
+                      convert_for_comfyui=True, output_name='output_lora_model', max_train_steps=2000, seed=42, \
+                      warm_start=False, native_convert=False)"
 )]
 #[expect(clippy::too_many_arguments, reason = "the original's signature")]
 fn train<'py>(
@@ -531,6 +521,8 @@ fn train<'py>(
     output_name: Given<'py>,
     max_train_steps: Given<'py>,
     seed: Given<'py>,
+    warm_start: bool,
+    native_convert: bool,
 ) -> PyResult<Bound<'py, PyAny>> {
     let py = slf.py();
     let run = Run::of(slf)?;
@@ -587,6 +579,12 @@ fn train<'py>(
             log.warning(("[pipeline] %s", warning))?;
         }
     }
+    run.convert_natively(native_convert || warm_start);
+    let _warm = if warm_start {
+        warm_up(slf, &run, &steps)?
+    } else {
+        None
+    };
 
     let dataset_toml = slf.call_method1(
         "_prepare_dataset",
@@ -711,6 +709,42 @@ fn run_of_step(slf: &Bound<'_, PyAny>, access: Access) -> PyResult<Run> {
         run.claim_for_step(slf.py(), &folder, access)?;
     }
     Ok(run)
+}
+
+/// Starts the interpreter that the scripts of these steps are to be forked from, if they are run here.
+fn warm_up(slf: &Bound<'_, PyAny>, run: &Run, steps: &[Step]) -> PyResult<Option<Warm>> {
+    let py = slf.py();
+    let clone = clone_of(slf)?;
+    let mut scripts = Vec::new();
+    if steps.contains(&Step::PreCache) {
+        scripts.extend([clone.latents_script(), clone.text_encoder_script()]);
+    }
+    if steps.contains(&Step::LaunchTraining) {
+        scripts.push(clone.training_script());
+    }
+    if scripts.is_empty() || is_replaced(slf, "_run_cmd")? {
+        return Ok(None);
+    }
+    let command = Command {
+        argv: interpreter::warm(py, scripts)?,
+        cwd: absolute(&path_of(slf, "absolute_path_musubi_tuner")?)?,
+        environment: interpreter::environment(py, Some(clone.source_folder()))?,
+        locks: run.locks(),
+    };
+    let log = Log::new(py)?;
+    match WarmInterpreter::start(command) {
+        Ok(interpreter) => {
+            log.info(("[pipeline] warm start: one interpreter imports for all steps",))?;
+            Ok(Some(run.warm_up(interpreter)))
+        }
+        Err(error) => {
+            log.warning((
+                "[pipeline] no warm start, the steps run in processes of their own: %s",
+                error.to_string(),
+            ))?;
+            Ok(None)
+        }
+    }
 }
 
 /// Runs a step of Musubi Tuner through `self._run_cmd`; tells what its command has said, or `None` when none was started,

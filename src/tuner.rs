@@ -3,6 +3,9 @@
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
+/// The module that starts a training.
+pub const LAUNCHER: &str = "accelerate.commands.launch";
+
 /// A Musubi Tuner clone.
 pub struct MusubiTuner {
     folder: PathBuf,
@@ -186,7 +189,7 @@ pub fn train(
     argv![
         python,
         "-m",
-        "accelerate.commands.launch",
+        LAUNCHER,
         "--num_cpu_threads_per_process",
         "1",
         "--mixed_precision",

@@ -40,19 +40,43 @@ const LOOK_MS: u32 = 10;
 /// The same while it is killed: a tree comes up level by level, one at a look.
 const KILL_LOOK_MS: u32 = 1;
 
+/// How long a supervisor watches.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Watch {
+    /// Until the command has ended; what it leaves behind is ended then.
+    Command,
+    /// Until all of its tree has: the command may leave behind what is to go on.
+    Tree,
+}
+
 /// Puts a supervisor between this process and what `command` will start; `lifeline` is its end of the socket. It keeps
 /// `locks` open until the tree is gone.
-pub fn supervise(command: &mut Command, lifeline: RawFd, mut locks: Vec<RawFd>) {
+pub fn supervise(command: &mut Command, lifeline: RawFd, mut locks: Vec<RawFd>, watch: Watch) {
     locks.sort_unstable();
     // SAFETY: getpid has no preconditions.
     let host = unsafe { libc::getpid() };
     // SAFETY: the closure runs in the forked child and keeps to async-signal-safe calls: no allocation, no locks.
-    unsafe { command.pre_exec(move || fork_supervised(lifeline, &locks, host)) };
+    unsafe { command.pre_exec(move || fork_supervised(lifeline, &locks, Some(host), watch)) };
 }
 
-/// Runs in the child that `Command` forked: this becomes the supervisor and never returns; its own fork, the command
+/// Makes this process, a single-threaded fork of a warm interpreter, the supervisor of a fork of its own, in which this
+/// returns. It goes by its lifeline alone, as the interpreter may end before it.
+///
+/// # Errors
+/// What forking gives.
+pub fn supervise_here(lifeline: RawFd, mut locks: Vec<RawFd>) -> io::Result<()> {
+    locks.sort_unstable();
+    fork_supervised(lifeline, &locks, None, Watch::Command)
+}
+
+/// Runs in the child that was forked for it: this becomes the supervisor and never returns; its own fork, the command
 /// itself, returns to be executed.
-fn fork_supervised(lifeline: RawFd, locks: &[RawFd], host: pid_t) -> io::Result<()> {
+fn fork_supervised(
+    lifeline: RawFd,
+    locks: &[RawFd],
+    host: Option<pid_t>,
+    watch: Watch,
+) -> io::Result<()> {
     // SAFETY: raw system calls on this process's own, single-threaded state.
     unsafe {
         // Out of the terminal's foreground group: its Ctrl-C is for the host, which then decides.
@@ -93,6 +117,7 @@ fn fork_supervised(lifeline: RawFd, locks: &[RawFd], host: pid_t) -> io::Result<
                 Supervisor {
                     command,
                     host,
+                    watch,
                     sees_tree: sees_own_processes(),
                 }
                 .watch(lifeline, locks)
@@ -103,7 +128,9 @@ fn fork_supervised(lifeline: RawFd, locks: &[RawFd], host: pid_t) -> io::Result<
 
 struct Supervisor {
     command: pid_t,
-    host: pid_t,
+    /// Whose end ends the tree, besides that of the lifeline.
+    host: Option<pid_t>,
+    watch: Watch,
     sees_tree: bool,
 }
 
@@ -124,7 +151,7 @@ impl Supervisor {
         }
         loop {
             self.reap_others();
-            if self.has_ended() {
+            if self.has_ended() && (self.watch == Watch::Command || self.others() == 0) {
                 self.end_tree(&SWEEP);
                 break;
             }
@@ -161,7 +188,8 @@ impl Supervisor {
     /// For a host whose forks keep the lifeline open.
     fn host_is_gone(&self) -> bool {
         // SAFETY: no preconditions.
-        unsafe { libc::getppid() != self.host }
+        let parent = unsafe { libc::getppid() };
+        self.host.is_some_and(|host| parent != host)
     }
 
     fn end_tree(&self, steps: &[(c_int, u32)]) {

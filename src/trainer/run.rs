@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, ThreadId};
 
@@ -12,6 +13,7 @@ use crate::dataset;
 use crate::error::Error;
 use crate::folder_lock::{self, Access, FolderLock};
 use crate::interrupt;
+use crate::process::WarmInterpreter;
 use crate::progress::Heard;
 use crate::task::Cancel;
 
@@ -28,6 +30,8 @@ struct State {
     doing: Mutex<Vec<(&'static str, PathBuf)>>,
     /// With the thread and the step that it was heard in.
     heard: Mutex<Vec<(ThreadId, String, Heard)>>,
+    warm: Mutex<Option<Arc<WarmInterpreter>>>,
+    converts_natively: AtomicBool,
 }
 
 /// By the address of the trainer, which lives as long as a call on it.
@@ -147,6 +151,32 @@ impl Run {
         })
     }
 
+    /// Whether the LoRA is converted here, not by the clone's script.
+    #[must_use]
+    pub fn converts_natively(&self) -> bool {
+        self.0.converts_natively.load(Ordering::Relaxed)
+    }
+
+    pub fn convert_natively(&self, natively: bool) {
+        self.0.converts_natively.store(natively, Ordering::Relaxed);
+    }
+
+    /// Has the steps run in forks of this interpreter, until it is dropped.
+    pub fn warm_up(&self, interpreter: WarmInterpreter) -> Warm {
+        *lock_of(&self.0.warm) = Some(Arc::new(interpreter));
+        Warm(self.clone())
+    }
+
+    #[must_use]
+    pub fn warm_interpreter(&self) -> Option<Arc<WarmInterpreter>> {
+        lock_of(&self.0.warm).clone()
+    }
+
+    /// Does without its warm interpreter from here on; tells whether it had one.
+    pub fn cool_down(&self) -> bool {
+        lock_of(&self.0.warm).take().is_some()
+    }
+
     /// Notes what a step's command has said.
     pub fn note(&self, step: String, heard: Heard) {
         lock_of(&self.0.heard).push((thread::current().id(), step, heard));
@@ -177,6 +207,16 @@ pub struct Alone {
 impl Drop for Alone {
     fn drop(&mut self) {
         lock_of(&self.run.0.doing).retain(|doing| *doing != self.this);
+    }
+}
+
+/// The time that a run has a warm interpreter for.
+pub struct Warm(Run);
+
+/// Ends the interpreter and what is left of its forks.
+impl Drop for Warm {
+    fn drop(&mut self) {
+        Python::attach(|py| py.detach(|| self.0.cool_down()));
     }
 }
 

@@ -1,0 +1,232 @@
+//! The warm interpreter: it has imported what the steps import, and forks for each of them.
+//!
+//! It is a command of its own, under a supervisor that outlives it: once the last step has been forked, it may go, and its
+//! memory with it. Each step gets a supervisor of its own, which is a fork of the interpreter, and is then attended like
+//! any other command.
+
+use std::ffi::OsString;
+use std::io::{self, ErrorKind, IoSlice, Read, Write, pipe};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
+use std::process::Stdio;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::process::Pid;
+
+use super::supervisor::Watch;
+use super::{Command, Started, end, read_number, spawn, wait_for};
+use crate::error::Error;
+use crate::task::Cancel;
+
+/// How long its imports may take; from a slow network disk PyTorch alone was seen to take most of a minute.
+const READY_WITHIN: Duration = Duration::from_secs(120);
+
+/// How long a fork may take.
+const FORKED_WITHIN: Duration = Duration::from_secs(10);
+
+/// How often a waiting step looks for its cancellation.
+const CANCEL_POLL: Duration = Duration::from_millis(50);
+
+/// What it says once it has imported everything. Anything else is the reason why it cannot be used.
+const READY: &[u8] = b"ready";
+
+/// The most locks that are passed on with a step.
+const MOST_LOCKS: usize = 8;
+
+pub struct WarmInterpreter {
+    command: Command,
+    started: Instant,
+    ready_within: Duration,
+    process: Mutex<Option<Started>>,
+    /// `None` once it is not to be asked any more.
+    requests: Mutex<Option<UnixStream>>,
+    readiness: Mutex<Option<Result<(), String>>>,
+}
+
+fn lock_of<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl WarmInterpreter {
+    /// Starts `command`, which gets its requests on stdin.
+    ///
+    /// # Errors
+    /// As [`super::run`].
+    pub fn start(command: Command) -> Result<Self, Error> {
+        Self::start_within(command, READY_WITHIN)
+    }
+
+    fn start_within(command: Command, ready_within: Duration) -> Result<Self, Error> {
+        let (requests, theirs) = UnixStream::pair()
+            .map_err(|error| Error::Unusable(format!("cannot make a socket: {error}")))?;
+        let started = spawn(&command, Stdio::from(OwnedFd::from(theirs)), Watch::Tree)?;
+        Ok(Self {
+            command,
+            started: Instant::now(),
+            ready_within,
+            process: Mutex::new(Some(started)),
+            requests: Mutex::new(Some(requests)),
+            readiness: Mutex::new(None),
+        })
+    }
+
+    /// Whether a process that is forked from it would be as one that `command` starts: for what it has prepared for, in the
+    /// same folder and environment.
+    #[must_use]
+    pub fn suits(&self, command: &Command) -> bool {
+        let prepared_for = |word: &OsString| self.command.argv[1..].contains(word);
+        let is_prepared = match command.argv.as_slice() {
+            [_, option, module, ..] if option == "-m" => prepared_for(module),
+            [_, script, ..] => prepared_for(script),
+            _ => false,
+        };
+        is_prepared
+            && lock_of(&self.requests).is_some()
+            && command.argv[0] == self.command.argv[0]
+            && command.cwd == self.command.cwd
+            && command.environment == self.command.environment
+    }
+
+    /// Waits until it can be asked, and forks for the command of these words; `Ok(Err)` says why that cannot be.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`].
+    pub fn fork(
+        &self,
+        command: &Command,
+        cancel: &Cancel,
+    ) -> Result<Result<Started, String>, Error> {
+        let mut readiness = lock_of(&self.readiness);
+        if readiness.is_none() {
+            *readiness = Some(self.readiness(cancel)?);
+        }
+        if let Some(Err(trouble)) = &*readiness {
+            return Ok(Err(trouble.clone()));
+        }
+        Ok(self
+            .request(command)
+            .map_err(|error| format!("it does not answer: {error}")))
+    }
+
+    /// What it says of itself.
+    fn readiness(&self, cancel: &Cancel) -> Result<Result<(), String>, Error> {
+        let mut said = Vec::new();
+        let mut chunk = [0; 4096];
+        while self.started.elapsed() < self.ready_within {
+            cancel.check()?;
+            let mut requests = lock_of(&self.requests);
+            let Some(requests) = requests.as_mut() else {
+                return Ok(Err("it has been dismissed".to_owned()));
+            };
+            let read = requests
+                .set_read_timeout(Some(CANCEL_POLL))
+                .and_then(|()| requests.read(&mut chunk));
+            match read {
+                Ok(0) if said.is_empty() => return Ok(Err(self.last_words())),
+                Ok(0) => return Ok(Err(String::from_utf8_lossy(&said).into_owned())),
+                Ok(length) => said.extend_from_slice(&chunk[..length]),
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
+                    ) => {}
+                Err(_) => return Ok(Err(self.last_words())),
+            }
+            if said == READY {
+                return Ok(Ok(()));
+            }
+        }
+        Ok(Err(format!(
+            "its imports have not ended within {} s",
+            self.ready_within.as_secs_f32()
+        )))
+    }
+
+    /// Why it has ended before it could say anything.
+    fn last_words(&self) -> String {
+        let mut words = vec![0; 64 * 1024];
+        let mut process = lock_of(&self.process);
+        let length = process.as_mut().map_or(0, |started| {
+            let mut watched = [PollFd::new(&started.output, PollFlags::IN)];
+            match poll(&mut watched, Some(&Timespec::default())) {
+                Ok(1..) => started.output.read(&mut words).unwrap_or(0),
+                _ => 0,
+            }
+        });
+        let words = String::from_utf8_lossy(&words[..length]);
+        match words.trim().lines().last() {
+            Some(last) => format!("it has ended before it was ready: {last}"),
+            None => "it has ended before it was ready".to_owned(),
+        }
+    }
+
+    fn request(&self, command: &Command) -> io::Result<Started> {
+        let mut requests = lock_of(&self.requests);
+        let requests = requests.as_mut().ok_or(ErrorKind::NotConnected)?;
+        let (output, output_writer) = pipe()?;
+        let (mut lifeline, supervisors_end) = UnixStream::pair()?;
+        let words: Vec<&[u8]> = command.argv.iter().map(|word| word.as_bytes()).collect();
+        let words = words.join(&0);
+        let length = u32::try_from(words.len()).map_err(io::Error::other)?;
+        let mut descriptors = vec![output_writer.as_fd(), supervisors_end.as_fd()];
+        descriptors.extend(command.locks.iter().take(MOST_LOCKS).map(AsFd::as_fd));
+        send(requests, &length.to_le_bytes(), &descriptors)?;
+        requests.write_all(&words)?;
+        drop((output_writer, supervisors_end));
+        lifeline.set_read_timeout(Some(FORKED_WITHIN))?;
+        // Once our end of the lifeline is closed, a fork that comes late ends itself.
+        let leader = read_number(&mut lifeline).ok_or(ErrorKind::TimedOut)?;
+        lifeline.set_read_timeout(None)?;
+        Ok(Started {
+            supervisor: None,
+            leader: Some(leader),
+            output,
+            lifeline,
+        })
+    }
+
+    /// Lets it go; the steps that it has forked go on.
+    pub fn dismiss(&self) {
+        lock_of(&self.requests).take();
+    }
+}
+
+/// Ends what is left of it, forks included.
+impl Drop for WarmInterpreter {
+    fn drop(&mut self) {
+        self.dismiss();
+        if let Some(mut started) = lock_of(&self.process).take() {
+            let pid = started
+                .supervisor
+                .as_ref()
+                .and_then(|supervisor| i32::try_from(supervisor.id()).ok())
+                .and_then(Pid::from_raw);
+            end(&mut started.lifeline, pid);
+            wait_for(started.supervisor, started.lifeline);
+        }
+    }
+}
+
+fn send(to: &UnixStream, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_LOCKS + 2))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !ancillary.push(SendAncillaryMessage::ScmRights(descriptors)) {
+        return Err(io::Error::other("too many descriptors"));
+    }
+    let sent = sendmsg(
+        to,
+        &[IoSlice::new(bytes)],
+        &mut ancillary,
+        SendFlags::NOSIGNAL,
+    )?;
+    if sent == bytes.len() {
+        Ok(())
+    } else {
+        Err(ErrorKind::WriteZero.into())
+    }
+}

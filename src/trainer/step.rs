@@ -1,0 +1,407 @@
+//! A step's command: begun, heard and ended in the log, and run in the way that costs least to the same effect.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyString};
+
+use super::log::Log;
+use super::run::Run;
+use super::{clone_of, evidence};
+use crate::cgroup::MemoryCgroup;
+use crate::error::Error;
+use crate::failure::{Exit, Listener};
+use crate::process::{self, Command, WarmInterpreter};
+use crate::progress::Heard;
+use crate::task::{Cancel, Task};
+use crate::{interpreter, interrupt};
+
+/// What is held of the second of two steps at once while the first one is heard; with more, the second one waits.
+const MOST_HELD_BYTES: usize = 16 << 20;
+
+/// How often a step that waits to be heard looks whether it may speak.
+const HELD_POLL: Duration = Duration::from_millis(20);
+
+/// Runs a step's command to its end.
+///
+/// # Errors
+/// `CalledProcessError`, what starting it gives, [`Error::Cancelled`], what Python raises.
+pub fn run(
+    slf: &Bound<'_, PyAny>,
+    name: &Bound<'_, PyAny>,
+    cmd: &Bound<'_, PyAny>,
+    cwd: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    let mut step = Step::new(slf, name, cmd, cwd)?;
+    step.announce()?;
+    let way = step.way(slf)?;
+    let returncode = interrupt::run(
+        slf.py(),
+        step.run.clone().cancel(),
+        |task| way.run(&task.cancel, |said| task.say(said)),
+        |_, said| step.hear(said),
+    )?;
+    step.end(returncode, Instant::now())
+}
+
+/// Runs the commands of two steps at the same time. The log has them one after the other: the lines of the second one are
+/// held until the first one has ended well and `between` has returned. If one fails, the other is ended.
+///
+/// # Errors
+/// As [`run`], of the one that has failed first.
+pub fn run_at_once<'py>(
+    slf: &Bound<'py, PyAny>,
+    [mut first, mut second]: [Step<'py>; 2],
+    between: impl FnOnce() -> PyResult<()>,
+) -> PyResult<()> {
+    first.announce()?;
+    let ways = [first.way(slf)?, second.way(slf)?];
+    let queue = Queue::default();
+    let mut between = Some(between);
+    let mut held = Vec::new();
+    let mut second_ended = None;
+    let run = first.run.clone();
+    interrupt::run(
+        slf.py(),
+        run.cancel(),
+        |task| both(&ways, &queue, task),
+        |_, (place, news)| match (place, news) {
+            (Place::First, News::Said(said)) => first.hear(said),
+            (Place::First, News::Ended(returncode, at)) => {
+                first.end(returncode, at)?;
+                if let Some(between) = between.take() {
+                    between()?;
+                }
+                second.announce()?;
+                for said in held.drain(..) {
+                    second.hear(said)?;
+                }
+                queue.open();
+                Ok(())
+            }
+            (Place::First, News::EndedFor) => {
+                first.log.warning((
+                    "[%s] ended, because %s has failed",
+                    &first.name,
+                    &second.name,
+                ))?;
+                second.announce()?;
+                held.drain(..).try_for_each(|said| second.hear(said))
+            }
+            (Place::Second, News::Said(said)) if queue.is_open() => second.hear(said),
+            (Place::Second, News::Said(said)) => {
+                held.push(said);
+                Ok(())
+            }
+            (Place::Second, News::Ended(returncode, at)) => {
+                second_ended = Some((returncode, at));
+                Ok(())
+            }
+            // The first one's failure is raised.
+            (Place::Second, News::EndedFor) => Ok(()),
+        },
+    )?;
+    match second_ended {
+        Some((returncode, at)) => second.end(returncode, at),
+        None => Ok(()),
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Place {
+    First,
+    Second,
+}
+
+enum News {
+    Said(Said),
+    Ended(i32, Instant),
+    /// By us, as the other one has failed.
+    EndedFor,
+}
+
+/// Whether the second of two steps is heard yet, and how much of it is held until then.
+#[derive(Default)]
+struct Queue {
+    is_open: AtomicBool,
+    held_bytes: AtomicUsize,
+}
+
+impl Queue {
+    fn is_open(&self) -> bool {
+        self.is_open.load(Ordering::Acquire)
+    }
+
+    fn open(&self) {
+        self.is_open.store(true, Ordering::Release);
+    }
+
+    /// Waits until there is room for more.
+    fn admit(&self, said: &Said, cancel: &Cancel) -> Result<(), Error> {
+        while !self.is_open() && self.held_bytes.load(Ordering::Relaxed) > MOST_HELD_BYTES {
+            cancel.pause(HELD_POLL)?;
+        }
+        self.held_bytes.fetch_add(said.bytes(), Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// Attends two steps; the failure of one cancels the other.
+fn both(ways: &[Way; 2], queue: &Queue, task: &Task<(Place, News)>) -> Result<(), Error> {
+    let cancels = [Cancel::default(), Cancel::default()];
+    for cancel in &cancels {
+        task.cancel.pass_on_to(cancel);
+    }
+    let attend = |place: Place, own: &Cancel, other: &Cancel| -> Result<(), Error> {
+        let way = &ways[place as usize];
+        let outcome = way.run(own, |said| {
+            if matches!(place, Place::Second) {
+                queue.admit(&said, own)?;
+            }
+            task.say((place, News::Said(said)))
+        });
+        let news = match outcome {
+            Ok(returncode) => {
+                if returncode != 0 {
+                    other.cancel();
+                }
+                News::Ended(returncode, Instant::now())
+            }
+            Err(Error::Cancelled) if !task.cancel.is_cancelled() => News::EndedFor,
+            Err(error) => {
+                other.cancel();
+                return Err(error);
+            }
+        };
+        task.say((place, news))
+    };
+    let [first, second] = &cancels;
+    thread::scope(|scope| {
+        let beside = thread::Builder::new()
+            .spawn_scoped(scope, || attend(Place::Second, second, first))
+            .map_err(|error| Error::Unusable(format!("cannot start a thread: {error}")))?;
+        let attended = attend(Place::First, first, second);
+        let attended_beside = beside.join().unwrap_or_else(|_| {
+            Err(Error::Unusable(
+                "internal error in musubitraining: please report it".to_owned(),
+            ))
+        });
+        attended.and(attended_beside)
+    })
+}
+
+/// What is to be said of a step that runs.
+pub enum Said {
+    Line(String),
+    /// It is not run as it was to be.
+    Warning(String),
+}
+
+impl Said {
+    fn bytes(&self) -> usize {
+        let (Self::Line(text) | Self::Warning(text)) = self;
+        text.len() + size_of::<Self>()
+    }
+}
+
+/// A step, and what has been heard of it.
+pub struct Step<'py> {
+    run: Run,
+    log: Log<'py>,
+    name: Bound<'py, PyAny>,
+    /// As the caller gave it.
+    cmd: Bound<'py, PyAny>,
+    cwd: Bound<'py, PyAny>,
+    started: Instant,
+    in_one_process: bool,
+    heard: Heard,
+    listener: Listener,
+    memory: Option<MemoryCgroup>,
+    oom_kills_before: Option<u64>,
+}
+
+impl<'py> Step<'py> {
+    /// # Errors
+    /// [`Error::Cancelled`], what Python raises.
+    pub fn new(
+        slf: &Bound<'py, PyAny>,
+        name: &Bound<'py, PyAny>,
+        cmd: &Bound<'py, PyAny>,
+        cwd: &Bound<'py, PyAny>,
+    ) -> PyResult<Self> {
+        let run = Run::of(slf)?;
+        run.check()?;
+        let memory = MemoryCgroup::of_this_process();
+        Ok(Self {
+            run,
+            log: Log::new(slf.py())?,
+            name: name.clone(),
+            cmd: cmd.clone(),
+            cwd: cwd.clone(),
+            started: Instant::now(),
+            in_one_process: false,
+            heard: Heard::default(),
+            listener: Listener::default(),
+            oom_kills_before: memory.as_ref().and_then(MemoryCgroup::oom_kills),
+            memory,
+        })
+    }
+
+    fn words(&self) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        if self.cmd.is_instance_of::<PyString>() {
+            return Ok(vec![self.cmd.clone()]);
+        }
+        let os = self.cmd.py().import("os")?;
+        self.cmd
+            .try_iter()?
+            .map(|word| os.call_method1("fspath", (word?,)))
+            .collect()
+    }
+
+    fn announce(&self) -> PyResult<()> {
+        self.log.info(("[%s] starting", &self.name))?;
+        self.log.info(("[%s] cwd=%s", &self.name, &self.cwd))?;
+        let blank = PyString::new(self.cmd.py(), " ");
+        let command = blank.call_method1("join", (self.words()?,))?;
+        self.log.info(("[%s] cmd=%s", &self.name, command))
+    }
+
+    /// How its command is to be run.
+    fn way(&mut self, trainer: &Bound<'py, PyAny>) -> PyResult<Way> {
+        let py = trainer.py();
+        let words = self.words()?;
+        let command = Command {
+            argv: words
+                .iter()
+                .map(PyAnyMethods::extract)
+                .collect::<PyResult<_>>()?,
+            cwd: self
+                .cwd
+                .extract::<Option<_>>()?
+                .unwrap_or_else(|| PathBuf::from(".")),
+            environment: interpreter::environment(
+                py,
+                clone_of(trainer).ok().map(|clone| clone.source_folder()),
+            )?,
+            locks: self.run.locks(),
+        };
+        let in_one_process =
+            interpreter::launch_in_one_process(py, &command.argv)?.map(|argv| Command {
+                argv,
+                cwd: command.cwd.clone(),
+                environment: command.environment.clone(),
+                locks: self.run.locks(),
+            });
+        self.in_one_process = in_one_process.is_some();
+        Ok(Way {
+            run: self.run.clone(),
+            warm: self.run.warm_interpreter(),
+            command,
+            in_one_process,
+        })
+    }
+
+    fn hear(&mut self, said: Said) -> PyResult<()> {
+        let line = match said {
+            Said::Line(line) => line,
+            Said::Warning(warning) => return self.log.warning(("[%s] %s", &self.name, warning)),
+        };
+        let alarm = self.heard.hear(&line);
+        self.listener.hear(&line);
+        self.log.info(("[%s] %s", &self.name, line))?;
+        match alarm.and_then(|alarm| evidence::warning(&alarm)) {
+            Some(warning) => self.log.warning(("[%s] %s", &self.name, warning)),
+            None => Ok(()),
+        }
+    }
+
+    fn end(&mut self, returncode: i32, at: Instant) -> PyResult<()> {
+        let py = self.cmd.py();
+        let memory = self.memory.as_ref();
+        let exit = Exit {
+            returncode,
+            oom_kills: memory
+                .and_then(MemoryCgroup::oom_kills)
+                .zip(self.oom_kills_before)
+                .map(|(now, before)| now.saturating_sub(before)),
+            memory_limit_bytes: memory.and_then(MemoryCgroup::limit_bytes),
+            nan_since: self.heard.nan_since(),
+        };
+        let heard = std::mem::take(&mut self.heard);
+        self.run.note(self.name.str()?.to_string(), heard);
+
+        let seconds = (at - self.started).as_secs_f64();
+        if returncode == 0 {
+            return self
+                .log
+                .info(("[%s] done (duration=%.1fs)", &self.name, seconds));
+        }
+        // The launcher ends so, whatever signal has ended its script.
+        let returncode = if self.in_one_process && returncode < 0 {
+            1
+        } else {
+            returncode
+        };
+        let reason = self.listener.reason(&exit);
+        if let Some(reason) = &reason {
+            self.log.warning(("[%s] %s", &self.name, reason))?;
+        }
+        self.log.error((
+            "[%s] failed (exit_code=%s, duration=%.1fs)",
+            &self.name,
+            returncode,
+            seconds,
+        ))?;
+        let keywords = PyDict::new(py);
+        keywords.set_item("output", self.listener.last_lines())?;
+        keywords.set_item("reason", reason)?;
+        let error = py
+            .import("musubitraining.errors")?
+            .getattr("CalledProcessError")?
+            .call((returncode, &self.cmd), Some(&keywords))?;
+        Err(PyErr::from_value(error))
+    }
+}
+
+/// How a step's command is run.
+struct Way {
+    run: Run,
+    warm: Option<Arc<WarmInterpreter>>,
+    command: Command,
+    /// The same, of a launcher that is to have its script in its own process.
+    in_one_process: Option<Command>,
+}
+
+impl Way {
+    fn run(
+        &self,
+        cancel: &Cancel,
+        mut say: impl FnMut(Said) -> Result<(), Error>,
+    ) -> Result<i32, Error> {
+        let command = &self.command;
+        if let Some(warm) = self.warm.as_ref().filter(|warm| warm.suits(command)) {
+            match warm.fork(command, cancel)? {
+                Ok(started) => {
+                    if self.in_one_process.is_some() {
+                        // The training is the last; what its interpreter shares with it needs no second holder.
+                        warm.dismiss();
+                    }
+                    return process::attend(started, cancel, |line| say(Said::Line(line)));
+                }
+                Err(trouble) => {
+                    if self.run.cool_down() {
+                        say(Said::Warning(format!(
+                            "no warm start, the steps run in processes of their own: {trouble}"
+                        )))?;
+                    }
+                }
+            }
+        }
+        let command = self.in_one_process.as_ref().unwrap_or(command);
+        process::run(command, cancel, |line| say(Said::Line(line)))
+    }
+}
