@@ -3,6 +3,7 @@
 mod adapter;
 mod cgroup;
 mod config;
+mod convert;
 mod dataset;
 mod disk;
 mod error;
@@ -27,6 +28,8 @@ use pyo3::prelude::*;
 mod _native {
     use pyo3::prelude::*;
 
+    #[pymodule_export]
+    use crate::convert::convert_lora_to_comfyui;
     #[pymodule_export]
     use crate::error::{Cancelled, DownloadError, restore_download_error};
     #[pymodule_export]

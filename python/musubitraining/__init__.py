@@ -1,6 +1,6 @@
 """Turns a zip of photos into a Z-Image LoRA with Musubi Tuner, unattended."""
 
-from musubitraining._native import Cancelled, DatasetLimits, DownloadError
+from musubitraining._native import Cancelled, DatasetLimits, DownloadError, convert_lora_to_comfyui
 from musubitraining.errors import CalledProcessError
 from musubitraining.main import GPU, GPUMonitor, Models, MusubiTraining, logger
 
@@ -13,5 +13,6 @@ __all__ = [
     "GPUMonitor",
     "Models",
     "MusubiTraining",
+    "convert_lora_to_comfyui",
     "logger",
 ]

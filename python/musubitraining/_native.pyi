@@ -13,6 +13,7 @@ __all__ = [
     "Models",
     "MusubiTraining",
     "_restore_download_error",
+    "convert_lora_to_comfyui",
 ]
 
 _Path = str | os.PathLike[str]
@@ -311,3 +312,29 @@ class MusubiTraining:
         Returns:
             Whether anything was under way.
         """
+
+def convert_lora_to_comfyui(
+    source: _Path, destination: _Path, *, form: Literal["merged", "separate"] = "merged"
+) -> str:
+    """Convert a LoRA or LoHa of Z-Image to a form that ComfyUI loads.
+
+    No torch is needed, and memory stays small whatever the file's size. Ctrl-C ends it. What is at the destination
+    stays until the new file is complete, which takes its owner and permissions; a link stays one.
+
+    Args:
+        source: the LoRA, as Musubi Tuner has trained it. One that is merged already is passed through.
+        destination: the file to write, in a folder that exists; it may be the source.
+        form: "merged" is what the clone's `convert_z_image_lora_to_comfy.py` writes, but for the order of the metadata: q,
+            k and v as one module, and new hashes where there are metadata. "separate" is what its `convert_lora.py
+            --target other` writes, which nunchaku needs: diffusers' naming, q, k and v each for itself, alpha multiplied
+            into the matrices of a LoRA.
+
+    Returns:
+        The destination.
+
+    Raises:
+        ValueError: the source is no LoRA or LoHa of Z-Image in Musubi Tuner's naming (a LoKr, say), or it is damaged;
+            q, k and v cannot be merged; the form is neither. Nothing is written.
+        TypeError: an argument is of a type that cannot work.
+        OSError: a file cannot be read or written, as where the disk is full.
+    """
