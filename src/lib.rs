@@ -22,6 +22,7 @@ mod tuner;
 mod web_page;
 mod weights;
 
+use pyo3::exceptions::PyAttributeError;
 use pyo3::prelude::*;
 
 #[pymodule]
@@ -42,9 +43,22 @@ mod _native {
         module
             .getattr("DownloadError")?
             .setattr("status", py.None())?;
-        module.add("DatasetLimits", crate::trainer::dataset_limits_class(py)?)?;
         module.add("GPUMonitor", crate::gpu::class(py)?)?;
-        module.add("Models", crate::models::dataclass(py)?)?;
-        module.add("MusubiTraining", crate::trainer::class(py)?)
+        module.add("MusubiTraining", crate::trainer::class(py)?)?;
+        module.index()?.append("DatasetLimits")?;
+        module.index()?.append("Models")?;
+        module.setattr("__getattr__", wrap_pyfunction!(super::dataclass, py)?)
+    }
+}
+
+/// The dataclasses are made when they are first asked for: `dataclasses` is slow to import.
+#[pyfunction]
+fn dataclass<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
+    match name {
+        "DatasetLimits" => trainer::dataset_limits_class(py),
+        "Models" => models::dataclass(py),
+        _ => Err(PyAttributeError::new_err(format!(
+            "module 'musubitraining._native' has no attribute '{name}'"
+        ))),
     }
 }

@@ -1,6 +1,7 @@
 //! `Models`: the file names of the weights, a real Python dataclass.
 
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
 use pyo3::types::PyString;
 
 const DOC: &str = "\
@@ -25,11 +26,17 @@ const FIELDS: [(&str, &str); 4] = [
     ),
 ];
 
-/// Makes the class.
+/// The class, made at the first call.
 ///
 /// # Errors
 /// What `dataclasses` raises.
 pub fn dataclass(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
+    static CLASS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let class = CLASS.get_or_try_init(py, || make(py).map(Bound::unbind))?;
+    Ok(class.bind(py).clone())
+}
+
+fn make(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
     let string = py.get_type::<PyString>();
     let fields: Vec<_> = FIELDS
         .iter()

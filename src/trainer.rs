@@ -18,6 +18,7 @@ mod step;
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -30,6 +31,7 @@ use crate::plain_class::PlainClass;
 use crate::process::{Command, WarmInterpreter};
 use crate::progress::Heard;
 use crate::tuner::{self, MusubiTuner, Training, WeightFiles};
+use crate::convert::{self, Form};
 use crate::{adapter, config, dataset, interpreter, interrupt};
 use arguments::Given;
 use at_once::Decision;
@@ -440,9 +442,12 @@ fn _convert_for_comfyui(
     checks::conversion_script(slf)?;
 
     let run = Run::of(slf)?;
+    let converted = converted_path(&model);
+    if run.converts_natively() && is_converted_natively(slf, &run, &model, &converted)? {
+        return Ok(converted.into());
+    }
     let clone = clone_of(slf)?;
     let python = interpreter::executable(slf.py())?;
-    let converted = converted_path(&model);
     let script = clone.conversion_script();
     let text = fs::read(&script).map_err(Error::io("read", &script))?;
     let before = Before::look(&converted);
@@ -474,6 +479,42 @@ fn _convert_for_comfyui(
     Ok(converted.into())
 }
 
+/// Converts without the clone's script, which is to do it where this does not know the LoRA's kind.
+fn is_converted_natively(
+    slf: &Bound<'_, PyAny>,
+    run: &Run,
+    model: &Path,
+    converted: &Path,
+) -> PyResult<bool> {
+    let py = slf.py();
+    let log = Log::new(py)?;
+    let started = Instant::now();
+    log.info(("[convert:comfyui] converting natively %s", model.as_os_str()))?;
+    let outcome = interrupt::run_quietly(py, run.cancel(), |task| {
+        match convert::convert(model, converted, Form::Merged, || task.check()) {
+            Err(Error::InvalidValue(why)) => Ok(Err(why)),
+            outcome => outcome.map(Ok),
+        }
+    })?;
+    let warnings = match outcome {
+        Ok(warnings) => warnings,
+        Err(why) => {
+            log.warning((
+                "[convert:comfyui] not converted natively, the clone's script is to do it: %s",
+                why,
+            ))?;
+            return Ok(false);
+        }
+    };
+    for warning in warnings {
+        log.warning(("[convert:comfyui] %s", warning))?;
+    }
+    evidence::lora(py, run, converted)?;
+    let seconds = started.elapsed().as_secs_f64();
+    log.info(("[convert:comfyui] done (duration=%.1fs)", seconds))?;
+    Ok(true)
+}
+
 /// Make a LoRA from a zip of photos: dataset, caches, training, conversion.
 ///
 /// Args:
@@ -489,7 +530,8 @@ fn _convert_for_comfyui(
 ///     warm_start (bool): import PyTorch and the rest once for all steps, in one interpreter that begins while the photos
 ///         are downloaded and forks for each step, and convert natively; default False. Where that cannot be, the log
 ///         says why, and each step has an interpreter of its own.
-///     native_convert (bool): convert with `convert_lora_to_comfyui` instead of the clone's script, default False.
+///     native_convert (bool): convert with `convert_lora_to_comfyui` instead of the clone's script, default False. Where
+///         it cannot, the log says why, and the script does.
 ///
 /// The other training values are fixed: those of TechTrash_MusubiTraining 0.0.11.
 ///

@@ -88,6 +88,30 @@ def test_nothing_is_required() -> None:
     assert [line for line in needed if "extra" not in line] == []
 
 
+def test_the_import_brings_in_nothing_besides_itself() -> None:
+    code = """
+import sys
+before = set(sys.modules)
+import musubitraining.main
+print(*sorted(set(sys.modules) - before))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["musubitraining", "musubitraining._native", "musubitraining.main"]
+
+
+@pytest.mark.parametrize("module", ["musubitraining", "musubitraining.main"])
+def test_every_name_can_be_had_in_every_way(module: str) -> None:
+    code = f"""
+import {module} as module
+assert set(module.__all__) <= set(dir(module))
+assert not hasattr(module, "Nothing")
+from {module} import *
+for name in module.__all__:
+    assert globals()[name] is getattr(module, name) is getattr(module, name), name
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 FIVE = (
     ("absolute_path_models", POSITIONAL, EMPTY),
     ("models_for_training", POSITIONAL, EMPTY),

@@ -1,8 +1,7 @@
 """Turns a zip of photos into a Z-Image LoRA with Musubi Tuner, unattended."""
 
-from musubitraining._native import Cancelled, DatasetLimits, DownloadError, convert_lora_to_comfyui
-from musubitraining.errors import CalledProcessError
-from musubitraining.main import GPU, GPUMonitor, Models, MusubiTraining, logger
+from musubitraining._native import Cancelled, DownloadError, convert_lora_to_comfyui
+from musubitraining.main import TYPE_CHECKING, GPUMonitor, MusubiTraining
 
 __all__ = [
     "GPU",
@@ -16,3 +15,19 @@ __all__ = [
     "convert_lora_to_comfyui",
     "logger",
 ]
+
+if TYPE_CHECKING:
+    from musubitraining.deferred import GPU, CalledProcessError, DatasetLimits, Models, logger
+else:
+
+    def __getattr__(name):
+        """Return a name that is not needed before it is used."""
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from musubitraining import deferred
+
+        return getattr(deferred, name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -270,6 +270,8 @@ class MusubiTraining:
         output_name: str = "output_lora_model",
         max_train_steps: int = 2000,
         seed: int = 42,
+        warm_start: bool = False,
+        native_convert: bool = False,
     ) -> str:
         """Make a LoRA from a zip of photos: dataset, caches, training, conversion.
 
@@ -286,6 +288,11 @@ class MusubiTraining:
             output_name: the LoRA's file name without its ending.
             max_train_steps: optimisation steps, at least 1.
             seed: of the training's random numbers, 0 to 2**32 - 1.
+            warm_start: import PyTorch and the rest once for all steps, in one interpreter that begins while the photos
+                are downloaded and forks for each step, and convert natively. Where that cannot be, the log says why, and
+                each step has an interpreter of its own.
+            native_convert: convert with `convert_lora_to_comfyui` instead of the clone's script; where it cannot, the log
+                says why, and the script does.
 
         Returns:
             The path of the converted LoRA, or of the trained one with `convert_for_comfyui=False`.

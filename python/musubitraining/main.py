@@ -1,12 +1,24 @@
 """The import path of TechTrash_MusubiTraining: every public name lives here."""
 
-import logging
-from typing import Literal
-
-from musubitraining._native import GPUMonitor, Models, MusubiTraining
+from musubitraining._native import GPUMonitor, MusubiTraining
 
 __all__ = ["GPU", "GPUMonitor", "Models", "MusubiTraining", "logger"]
 
-GPU = Literal["RTX 4090", "RTX 5090", "RTX 6000 Ada", "A40", "H100", "A100", "B200", "H200", "Unknown GPU"]
+# What `typing` has, which is slow to import.
+TYPE_CHECKING = False
 
-logger = logging.getLogger("musubitraining")
+if TYPE_CHECKING:
+    from musubitraining.deferred import GPU, Models, logger
+else:
+
+    def __getattr__(name):
+        """Return a name that is not needed before it is used."""
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from musubitraining import deferred
+
+        return getattr(deferred, name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -2,6 +2,7 @@
 
 use pyo3::exceptions::PyAttributeError;
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
 use pyo3::types::{IntoPyDict, PyDict, PyInt};
 
 use super::arguments;
@@ -26,11 +27,17 @@ Raises:
     TypeError: a value is no int.
     ValueError: a value is less than 1.";
 
-/// Makes the class.
+/// The class, made at the first call.
 ///
 /// # Errors
 /// What `dataclasses` raises.
 pub fn dataclass(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
+    static CLASS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let class = CLASS.get_or_try_init(py, || make(py).map(Bound::unbind))?;
+    Ok(class.bind(py).clone())
+}
+
+fn make(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
     let int = py.get_type::<PyInt>();
     let defaults = DatasetLimits::default();
     let fields = [
