@@ -25,13 +25,13 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{IntoPyDict, PyDict, PyList, PyString};
 
 use crate::config::ImageFolder;
+use crate::convert::{self, Form};
 use crate::error::Error;
 use crate::folder_lock::Access;
 use crate::plain_class::PlainClass;
 use crate::process::{Command, WarmInterpreter};
 use crate::progress::Heard;
 use crate::tuner::{self, MusubiTuner, Training, WeightFiles};
-use crate::convert::{self, Form};
 use crate::{adapter, config, dataset, interpreter, interrupt};
 use arguments::Given;
 use at_once::Decision;
@@ -253,11 +253,7 @@ fn _pre_cache(slf: &Bound<'_, PyAny>, dataset_toml_path: &Bound<'_, PyAny>) -> P
 }
 
 /// Whether both fit into memory together; says so.
-fn are_cached_at_once(
-    slf: &Bound<'_, PyAny>,
-    vae: &Path,
-    text_encoder: &Path,
-) -> PyResult<bool> {
+fn are_cached_at_once(slf: &Bound<'_, PyAny>, vae: &Path, text_encoder: &Path) -> PyResult<bool> {
     let decision = interrupt::run_quietly(slf.py(), Run::of(slf)?.cancel(), |_| {
         Ok(at_once::decide(vae, text_encoder, at_once::Free::now()))
     })?;
@@ -489,7 +485,10 @@ fn is_converted_natively(
     let py = slf.py();
     let log = Log::new(py)?;
     let started = Instant::now();
-    log.info(("[convert:comfyui] converting natively %s", model.as_os_str()))?;
+    log.info((
+        "[convert:comfyui] converting natively %s",
+        model.as_os_str(),
+    ))?;
     let outcome = interrupt::run_quietly(py, run.cancel(), |task| {
         match convert::convert(model, converted, Form::Merged, || task.check()) {
             Err(Error::InvalidValue(why)) => Ok(Err(why)),
@@ -774,7 +773,9 @@ fn warm_up(slf: &Bound<'_, PyAny>, run: &Run, steps: &[Step]) -> PyResult<Option
         locks: run.locks(),
     };
     let log = Log::new(py)?;
-    match WarmInterpreter::start(command) {
+    let started =
+        interrupt::run_quietly(py, run.cancel(), |_| Ok(WarmInterpreter::start(command)))?;
+    match started {
         Ok(interpreter) => {
             log.info(("[pipeline] warm start: one interpreter imports for all steps",))?;
             Ok(Some(run.warm_up(interpreter)))

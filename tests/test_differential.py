@@ -1073,11 +1073,13 @@ def signatures(work: Work):
 
     from musubitraining.main import Models, MusubiTraining
 
+    new = ("warm_start", "native_convert")
+
     def shape(function):
         return [
             [parameter.name, parameter.kind.name, repr(parameter.default)]
             for parameter in inspect.signature(function).parameters.values()
-            if parameter.name != "self"
+            if parameter.name not in ("self", *new)
         ]
 
     names = [name for name in vars(MusubiTraining) if inspect.isroutine(getattr(MusubiTraining, name))]

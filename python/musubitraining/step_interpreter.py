@@ -125,7 +125,7 @@ class ScriptHere:
     def wait(self) -> int:
         """Run the script to its end."""
         os.environ.update(self.environment)
-        self.returncode = run(self.command[1], self.command[2:])
+        self.returncode = run(self.command[1], self.command[2:]) & 0xFF
         wind_up()
         return self.returncode
 
@@ -460,8 +460,8 @@ def warm(native_path: str, scripts: list[str]) -> NoReturn:
         sys.meta_path.remove(Deferring)
         refuse_what_a_fork_breaks()
     except BaseException as error:
-        text = str(error) if isinstance(error, Trouble) else "".join(traceback.format_exception_only(error))
-        requests.sendall(text.strip().encode(errors="replace"))
+        text = str(error) if isinstance(error, Trouble) else traceback.format_exception_only(error)[-1]
+        requests.sendall(" ".join(text.split()).encode(errors="replace"))
         os._exit(1)
     if NVML_CHECK not in environment:
         del os.environ[NVML_CHECK]

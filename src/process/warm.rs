@@ -230,3 +230,107 @@ fn send(to: &UnixStream, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Re
         Err(ErrorKind::WriteZero.into())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    fn interpreter(shell: &str, ready_within: Duration) -> (WarmInterpreter, Command) {
+        let words = |words: [&str; 3]| words.map(OsString::from).to_vec();
+        let command = |argv| Command {
+            argv,
+            cwd: PathBuf::from("/"),
+            environment: std::env::vars_os().collect(),
+            locks: Vec::new(),
+        };
+        let warm = WarmInterpreter::start_within(command(words(["sh", "-c", shell])), ready_within);
+        (warm.unwrap(), command(words(["sh", "script", "-c"])))
+    }
+
+    fn trouble(shell: &str, ready_within: Duration) -> String {
+        let (warm, command) = interpreter(shell, ready_within);
+        warm.fork(&command, &Cancel::default())
+            .unwrap()
+            .err()
+            .unwrap()
+    }
+
+    #[test]
+    fn one_that_hangs_is_given_up_and_ended() {
+        let folder = tempfile::tempdir().unwrap();
+        let pid = folder.path().join("pid");
+        let shell = format!("echo $$ > {}; exec sleep 600", pid.display());
+        let (warm, command) = interpreter(&shell, Duration::from_millis(300));
+        let trouble = warm
+            .fork(&command, &Cancel::default())
+            .unwrap()
+            .err()
+            .unwrap();
+        assert_eq!(trouble, "its imports have not ended within 0.3 s");
+        drop(warm);
+        let pid = std::fs::read_to_string(pid)
+            .unwrap()
+            .trim()
+            .parse()
+            .unwrap();
+        let gone = rustix::process::test_kill_process(Pid::from_raw(pid).unwrap());
+        assert_eq!(gone, Err(rustix::io::Errno::SRCH));
+    }
+
+    #[test]
+    fn one_that_ends_says_why() {
+        let minute = Duration::from_secs(60);
+        let died = "it has ended before it was ready";
+        assert_eq!(trouble("exit 1", minute), died);
+        assert_eq!(
+            trouble("echo no such file; exit 2", minute),
+            format!("{died}: no such file")
+        );
+        assert_eq!(trouble("kill -9 $$", minute), died);
+        assert_eq!(
+            trouble("echo half of it is missing >&0", minute),
+            "half of it is missing\n"
+        );
+        let gone = trouble("printf ready >&0", minute);
+        assert!(gone.starts_with("it does not answer"), "{gone}");
+    }
+
+    #[test]
+    fn a_step_that_waits_for_it_can_be_cancelled() {
+        let (warm, command) = interpreter("exec sleep 600", Duration::from_secs(600));
+        let cancel = Cancel::default();
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| warm.fork(&command, &cancel).err());
+            cancel.cancel();
+            assert!(matches!(waiting.join().unwrap(), Some(Error::Cancelled)));
+        });
+    }
+
+    #[test]
+    fn only_a_command_that_would_find_the_same_is_forked() {
+        let (warm, _) = interpreter("exec sleep 600", Duration::from_secs(600));
+        let like = |change: &dyn Fn(&mut Command)| {
+            let mut command = Command {
+                argv: ["sh", "exec sleep 600"].map(OsString::from).to_vec(),
+                cwd: PathBuf::from("/"),
+                environment: std::env::vars_os().collect(),
+                locks: Vec::new(),
+            };
+            change(&mut command);
+            warm.suits(&command)
+        };
+        assert!(like(&|_| {}));
+        assert!(like(&|command| command.argv.push("--flag".into())));
+        assert!(!like(&|command| command.cwd = PathBuf::from("/tmp")));
+        assert!(!like(&|command| command
+            .environment
+            .push(("A".into(), "b".into()))));
+        assert!(!like(&|command| command.argv[0] = "bash".into()));
+        assert!(!like(&|command| command.argv[1] = "another".into()));
+        assert!(!like(&|command| command.argv.insert(1, "-X".into())));
+        warm.dismiss();
+        assert!(!like(&|_| {}));
+    }
+}

@@ -88,3 +88,87 @@ pub fn decide(vae: &Path, text_encoder: &Path, free: Free) -> Decision {
         Decision::OneByOne(format!("together they need {}", short.join(", ")))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Weights of so many bytes, almost.
+    fn weights(folder: &Path, name: &str, bytes: u64) -> std::path::PathBuf {
+        let path = folder.join(name);
+        let header =
+            format!(r#"{{"a":{{"dtype":"U8","shape":[{bytes}],"data_offsets":[0,{bytes}]}}}}"#);
+        let length = header.len() as u64;
+        fs::write(&path, [&length.to_le_bytes(), header.as_bytes()].concat()).unwrap();
+        let file = fs::File::options().write(true).open(&path).unwrap();
+        file.set_len(8 + length + bytes).unwrap();
+        path
+    }
+
+    #[test]
+    fn both_run_at_once_where_all_memory_that_they_take_is_known_to_be_free() {
+        const GIB: u64 = 1 << 30;
+        let folder = tempfile::tempdir().unwrap();
+        let vae = weights(folder.path(), "ae", GIB);
+        let text_encoder = weights(folder.path(), "te", 8 * GIB);
+        for (ram, gpu, at_once, part) in [
+            // 2 x 1 + 8 GiB of weights, and what comes beside them.
+            (
+                Some(15 * GIB),
+                Ok(Some(19 * GIB)),
+                true,
+                "GPU memory 18432 of 19456 MiB free",
+            ),
+            (
+                Some(13 * GIB),
+                Ok(Some(19 * GIB)),
+                false,
+                "RAM 14336 of 13312 MiB free",
+            ),
+            (
+                Some(15 * GIB),
+                Ok(Some(17 * GIB)),
+                false,
+                "GPU memory 18432 of 17408 MiB free",
+            ),
+            (None, Ok(Some(19 * GIB)), false, "RAM that is not known"),
+            (
+                Some(15 * GIB),
+                Err(()),
+                false,
+                "GPU memory that is not known",
+            ),
+            // Without a GPU, RAM is what it would take of one.
+            (
+                Some(15 * GIB),
+                Ok(None),
+                false,
+                "RAM 22528 of 15360 MiB free",
+            ),
+            (
+                Some(23 * GIB),
+                Ok(None),
+                true,
+                "RAM 22528 of 23552 MiB free",
+            ),
+        ] {
+            let free = Free {
+                ram_bytes: ram,
+                gpu_bytes: gpu,
+            };
+            let decision = decide(&vae, &text_encoder, free);
+            let (Decision::AtOnce(why) | Decision::OneByOne(why)) = &decision;
+            assert_eq!(matches!(decision, Decision::AtOnce(_)), at_once, "{why}");
+            assert!(why.contains(part), "{why}");
+        }
+        fs::write(&vae, b"fake").unwrap();
+        let plenty = Free {
+            ram_bytes: Some(1 << 50),
+            gpu_bytes: Ok(Some(1 << 50)),
+        };
+        assert!(matches!(
+            decide(&vae, &text_encoder, plenty),
+            Decision::OneByOne(_)
+        ));
+    }
+}

@@ -405,3 +405,27 @@ impl Way {
         process::run(command, cancel, |line| say(Said::Line(line)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_held_is_bounded() {
+        let piece = || Said::Line("x".repeat(1 << 20));
+        let queue = Queue::default();
+        let cancel = Cancel::default();
+        thread::scope(|scope| {
+            let speaker =
+                scope.spawn(|| (0..1000).try_for_each(|_| queue.admit(&piece(), &cancel)));
+            while queue.held_bytes.load(Ordering::Relaxed) <= MOST_HELD_BYTES {
+                thread::yield_now();
+            }
+            cancel.cancel();
+            assert!(matches!(speaker.join().unwrap(), Err(Error::Cancelled)));
+        });
+        assert!(queue.held_bytes.load(Ordering::Relaxed) <= MOST_HELD_BYTES + piece().bytes());
+        queue.open();
+        (0..1000).for_each(|_| queue.admit(&piece(), &Cancel::default()).unwrap());
+    }
+}

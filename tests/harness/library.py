@@ -211,7 +211,11 @@ class Running:
             "log": str(self.notes / "log"),
             "report": str(self.notes / "report"),
         }
-        env = {name: os.environ[name] for name in ("PATH", "HOME", "LD_LIBRARY_PATH") if name in os.environ}
+        names = ["PATH", "HOME", "LD_LIBRARY_PATH"]
+        if library == OURS:
+            # To put every scenario through another way of training: TRAIN_OPTIONS='{"warm_start": true}'.
+            names.append("TRAIN_OPTIONS")
+        env = {name: os.environ[name] for name in names if name in os.environ}
         with open(self.notes / "output", "wb") as output:
             self.process = subprocess.Popen(
                 [library.python, scenario.__file__, json.dumps(spec)],

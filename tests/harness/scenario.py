@@ -44,6 +44,7 @@ class Work:
         return (kind or MusubiTraining)(**self.arguments(**changes))
 
     def train(self, trainer: Any = None, **options: Any) -> Any:
+        options = json.loads(os.environ.get("TRAIN_OPTIONS", "{}")) | options
         return (trainer or self.trainer()).train(self.toml, self.url, self.trigger_word, **options)
 
     def attempt(self, call: Any) -> Any:

@@ -149,6 +149,37 @@ if __name__ == "__main__":
     main()
 """
 
+# The shape of the real one, as far as the library takes over how it starts a single process.
+_LAUNCH_AS_THE_REAL_ONE = """\
+import os
+import subprocess
+import sys
+
+
+def simple_launcher(args):
+    cmd, current_env = args
+    process = subprocess.Popen(cmd, env=current_env)
+    process.wait()
+    if process.returncode != 0:
+        raise subprocess.CalledProcessError(returncode=process.returncode, cmd=cmd)
+
+
+def main():
+    words = sys.argv[1:]
+    options = {}
+    while words and words[0].startswith("--"):
+        options[words[0]] = words[1]
+        del words[:2]
+    env = dict(os.environ, ACCELERATE_MIXED_PRECISION=options["--mixed_precision"])
+    env["OMP_NUM_THREADS"] = options["--num_cpu_threads_per_process"]
+    print("accelerate: one process", flush=True)
+    simple_launcher(([sys.executable, *words], env))
+
+
+if __name__ == "__main__":
+    main()
+"""
+
 _ACCELERATE = """\
 import os
 
@@ -206,14 +237,14 @@ class StubTuner:
         return self.pids()
 
 
-def install_accelerate(folder: Path) -> Path:
+def install_accelerate(folder: Path, *, as_the_real_one: bool = False) -> Path:
     """Puts an accelerate into `folder`; returns the file in which every process that imports it leaves its id."""
     imports = folder / "imported-by"
     commands = folder / "accelerate/commands"
-    commands.mkdir(parents=True)
+    commands.mkdir(parents=True, exist_ok=True)
     (folder / "accelerate/__init__.py").write_text(_ACCELERATE.format(imports=str(imports)))
     (commands / "__init__.py").touch()
-    (commands / "launch.py").write_text(_LAUNCH)
+    (commands / "launch.py").write_text(_LAUNCH_AS_THE_REAL_ONE if as_the_real_one else _LAUNCH)
     return imports
 
 
