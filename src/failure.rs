@@ -149,6 +149,9 @@ fn is_refusal(line: &str) -> bool {
     if line.contains(": error: ") {
         return !traceback::is_log(line);
     }
+    if !line.contains("python") {
+        return false;
+    }
     // Python calls itself by its path.
     line.split_once(": ").is_some_and(|(program, said)| {
         program.contains("python")

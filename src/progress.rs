@@ -18,18 +18,23 @@ pub enum Said<'line> {
     },
 }
 
+type Reader = fn(&str) -> Option<Said<'_>>;
+
+/// What a line that says something contains, and who reads it.
+const SIGNS: [(&str, Reader); 4] = [
+    ("merging module: ", merging),
+    ("found ", images),
+    ("create LoRA for U-Net/DiT: ", modules),
+    ("steps:", step),
+];
+
 /// Everything that `line` says.
 pub fn read(line: &str) -> impl Iterator<Item = Said<'_>> {
-    [
-        line.contains("merging module: ")
-            .then(|| merging(line))
-            .flatten(),
-        images(line),
-        modules(line),
-        step(line),
-    ]
-    .into_iter()
-    .flatten()
+    // Most lines say nothing, and to see that they contain no sign is several times faster than to split them at it.
+    SIGNS
+        .into_iter()
+        .filter(|(sign, _)| line.contains(sign))
+        .filter_map(|(_, read)| read(line))
 }
 
 /// `found 12 images`, at the beginning of a message, with what names its logger or without; behind it a dataset in JSON
@@ -65,8 +70,8 @@ fn modules(line: &str) -> Option<Said<'_>> {
 /// `steps:  25%|██▌       | 1/4 [00:00<00:00, 5.57it/s, avr_loss=1.11]`
 fn step(line: &str) -> Option<Said<'_>> {
     let (_, bar) = line.rsplit_once("steps:")?;
-    let (_, bar) = bar.split_once('|')?.1.split_once("| ")?;
-    let (count, rest) = bar.split_once(" [")?;
+    let (_, bar) = bar.split_once('|')?.1.split_once('|')?;
+    let (count, rest) = bar.strip_prefix(' ')?.split_once('[')?;
     let (step, total) = count.split_once('/')?;
     let average_loss = rest.split_once("avr_loss=").and_then(|(_, loss)| {
         loss.split([',', ']'])
@@ -112,7 +117,10 @@ impl Heard {
     /// Takes a line in.
     pub fn hear(&mut self, line: &str) -> Option<Alarm> {
         let mut alarm = None;
-        if !self.has_stuck_worker && OF_A_STUCK_WORKER.iter().any(|error| line.contains(error)) {
+        if !self.has_stuck_worker
+            && line.contains("Error: ")
+            && OF_A_STUCK_WORKER.iter().any(|error| line.contains(error))
+        {
             self.has_stuck_worker = true;
             alarm = Some(Alarm::WorkerFailed);
         }
