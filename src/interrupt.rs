@@ -101,16 +101,19 @@ fn listen<M: Send>(
         });
         match next {
             Ok(message) => {
-                on_message(py, message)?;
-                for message in messages.try_iter().take(MESSAGES_WAITING) {
+                let waiting = messages.try_iter().take(MESSAGES_WAITING);
+                for message in std::iter::once(message).chain(waiting) {
                     on_message(py, message)?;
+                    py.check_signals()?;
+                    wanted.check()?;
                 }
             }
-            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Timeout) => {
+                py.check_signals()?;
+                wanted.check()?;
+            }
             Err(RecvTimeoutError::Disconnected) => return Ok(()),
         }
-        py.check_signals()?;
-        wanted.check()?;
     }
 }
 

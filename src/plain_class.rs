@@ -9,7 +9,7 @@ use pyo3::types::{PyCFunction, PyDict, PyType};
 
 /// Where the class says that it is from: there pickles look for it, and log records of its methods name that file.
 const MODULE: &str = "musubitraining.main";
-const FILE_NAME: &str = "<musubitraining>/main.py";
+pub const FILE_NAME: &str = "<musubitraining>/main.py";
 
 /// A class, and its methods from before anybody could replace one.
 pub struct PlainClass {

@@ -37,9 +37,10 @@ pub struct Command {
 }
 
 /// Read in one go from a command's output.
-const CHUNK_BYTES: usize = 64 * 1024;
+const CHUNK_BYTES: usize = 16 * 1024;
 
-/// Runs `command` to its end and says every line of its merged stdout and stderr, without line ends.
+/// Runs `command` to its end and says the lines of its merged stdout and stderr: as many as there are to read, each with
+/// `\n` behind it, whatever its end was.
 ///
 /// Returns the exit code, negative for a signal, as Python's `subprocess` has it. The command has no stdin. When it is
 /// cancelled, or this process dies, the command's whole process tree is ended (see [`supervisor`]).
@@ -186,7 +187,7 @@ fn spawn(command: &Command, stdin: Stdio, watch: Watch) -> Result<Started, Error
     })
 }
 
-/// Says every line until the output ends; goes on reading when nobody listens, so that the command never waits. What
+/// Says the lines until the output ends; goes on reading when nobody listens, so that the command never waits. What
 /// holds the output open after the supervisor's end, a fork of this process say, is not waited for.
 fn say_lines(
     output: &mut PipeReader,
@@ -195,21 +196,29 @@ fn say_lines(
 ) -> Result<(), Error> {
     let mut splitter = LineSplitter::default();
     let mut chunk = vec![0; CHUNK_BYTES];
+    let mut lines = Vec::new();
     let mut heard = Ok(());
-    let mut say = |line: &[u8]| {
-        if heard.is_ok() {
-            heard = listener(String::from_utf8_lossy(line).into_owned());
+    let mut say = |lines: &mut Vec<u8>| {
+        if heard.is_ok() && !lines.is_empty() {
+            heard = listener(String::from_utf8_lossy(lines).into_owned());
         }
+        lines.clear();
+    };
+    let add = |lines: &mut Vec<u8>, line: &[u8]| {
+        lines.extend_from_slice(line);
+        lines.push(b'\n');
     };
     while has_output(output, lifeline) {
         match output.read(&mut chunk) {
             Ok(0) => break,
-            Ok(length) => splitter.feed(&chunk[..length], &mut say),
+            Ok(length) => splitter.feed(&chunk[..length], &mut |line| add(&mut lines, line)),
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(_) => break,
         }
+        say(&mut lines);
     }
-    splitter.finish(&mut say);
+    splitter.finish(&mut |line| add(&mut lines, line));
+    say(&mut lines);
     heard
 }
 

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import importlib.metadata
 import inspect
+import itertools
 import logging
 import os
 import pickle
@@ -12,13 +13,16 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import typing
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import create_autospec
+from unittest.mock import create_autospec, patch
 
+import musubitraining
 import pytest
 import requests
 from harness import server
@@ -391,6 +395,82 @@ def test_lines_come_live(workspace: Workspace, reacts: Any, ending: str) -> None
     workspace.tuner.does(LATENTS, ["say", "50% done" + ending + "x"], ["await", str(seen)])
     reacts("[precache:latents] 50% done", seen.touch)
     trainer(workspace)._pre_cache(str(workspace.tuner.root / "pyproject.toml"))
+
+
+LINES = [sys.executable, "-c", "print('one', 'two', 'three', sep=chr(10))"]
+OF_A_LINE = {"msg", "args", "created", "msecs", "relativeCreated"}
+
+
+class Records(logging.Handler):
+    """Keeps what every record has, then writes on it, as formatters do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[dict[str, Any]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        assert type(record) is logging.LogRecord
+        self.seen.append({**vars(record), "message": record.getMessage()})
+        record.note = "of another record"
+
+
+@pytest.fixture
+def records(info: None) -> Iterator[Records]:
+    handler = Records()
+    logger.addHandler(handler)
+    yield handler
+    logger.removeHandler(handler)
+
+
+def test_a_lines_record_is_like_any_other(workspace: Workspace, records: Records) -> None:
+    before = time.time()
+    trainer(workspace)._run_cmd("s", LINES, cwd=str(workspace.root))
+    starting, *_, one, two, three, _ = records.seen
+    assert [record["message"] for record in (one, two, three)] == ["[s] one", "[s] two", "[s] three"]
+    for record in (one, two, three):
+        assert {name: value for name, value in record.items() if name not in {*OF_A_LINE, "message"}} == {
+            name: value for name, value in starting.items() if name not in {*OF_A_LINE, "message"}
+        }
+        assert record.keys() == starting.keys()
+        assert record["args"] == ("s", record["message"][4:])
+        assert before <= starting["created"] <= record["created"] <= time.time()
+        assert abs(record["created"] % 1 * 1000 - record["msecs"]) <= 1
+        drift = (record["created"] - starting["created"]) * 1000
+        assert abs(record["relativeCreated"] - starting["relativeCreated"] - drift) < 1
+
+
+def test_a_logger_with_ways_of_its_own_keeps_them(workspace: Workspace, records: Records) -> None:
+    own = SimpleNamespace(info=lambda *words: said.append(words), warning=None, error=None)
+    said: list[Any] = []
+    with patch.object(main, "logger", own):
+        trainer(workspace)._run_cmd("s", LINES, cwd=str(workspace.root))
+    assert said[3:-1] == [("[%s] %s", "s", line) for line in ("one", "two", "three")]
+    assert records.seen == []
+    with patch.object(logging.Logger, "makeRecord", side_effect=logging.Logger.makeRecord, autospec=True) as make:
+        trainer(workspace)._run_cmd("s", LINES, cwd=str(workspace.root))
+    assert make.call_count == len(records.seen) == 7
+    factory = logging.getLogRecordFactory()
+    logging.setLogRecordFactory(lambda *args, **options: numbered(factory(*args, **options)))
+    numbers = itertools.count()
+
+    def numbered(record: logging.LogRecord) -> logging.LogRecord:
+        record.number = next(numbers)
+        return record
+
+    try:
+        trainer(workspace)._run_cmd("s", LINES, cwd=str(workspace.root))
+    finally:
+        logging.setLogRecordFactory(factory)
+    assert [record["number"] for record in records.seen[7:]] == list(range(7))
+
+
+def test_a_slow_handler_does_not_put_off_the_cancellation(workspace: Workspace, records: Records) -> None:
+    ours = trainer(workspace)
+    records.addFilter(lambda record: not record.getMessage().endswith(" 1") or ours.cancel())
+    command = [sys.executable, "-c", "print(*range(4000), sep=chr(10))"]
+    with pytest.raises(musubitraining.Cancelled):
+        ours._run_cmd("s", command, cwd=str(workspace.root))
+    assert records.seen[-1]["message"] == "[s] 1"
 
 
 def test_other_threads_run_meanwhile(workspace: Workspace) -> None:

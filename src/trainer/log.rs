@@ -1,10 +1,15 @@
 //! Python's `musubitraining` logger.
 
 use pyo3::call::PyCallArgs;
+use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyTuple};
 
+use crate::plain_class;
 use crate::task::{Level, LogLine};
+
+/// `logging.INFO`.
+const INFO: u8 = 20;
 
 pub struct Log<'py>(Bound<'py, PyAny>);
 
@@ -33,6 +38,133 @@ impl<'py> Log<'py> {
             Level::Info => self.info(message),
             Level::Warning => self.warning(message),
         }
+    }
+}
+
+impl<'py> Log<'py> {
+    /// For lines of `step` that have come at once.
+    pub fn of_lines(&self, step: &Bound<'py, PyAny>) -> PyResult<LinesLog<'_, 'py>> {
+        // What has no such functions is a stand-in for a logger.
+        let copier = if self.makes_plain_records().unwrap_or(false) {
+            Some(Copier {
+                is_enabled: self.0.getattr("isEnabledFor")?,
+                handle: self.0.getattr("handle")?,
+                first: None,
+            })
+        } else {
+            None
+        };
+        Ok(LinesLog {
+            log: self,
+            step: step.clone(),
+            copier,
+        })
+    }
+
+    /// Whether the logger makes its records as `logging` does: nobody has replaced a function that takes part.
+    fn makes_plain_records(&self) -> PyResult<bool> {
+        let logging = self.0.py().import("logging")?;
+        let file_of =
+            |function: Bound<'py, PyAny>| function.getattr("__code__")?.getattr("co_filename");
+        let ours = file_of(logging.getattr("getLogger")?)?;
+        for name in ["info", "_log", "findCaller", "makeRecord"] {
+            if !file_of(self.0.getattr(name)?)?.eq(&ours)? {
+                return Ok(false);
+            }
+        }
+        let factory = logging.call_method0("getLogRecordFactory")?;
+        Ok(factory.is(&logging.getattr("LogRecord")?))
+    }
+}
+
+/// Logs lines of a step that have come at once, each in a record of its own.
+///
+/// Most of what `Logger.info` costs is to look for its caller and to find out some twenty attributes of the record, which
+/// are the same for all these lines but for text and time: the first line's record is made by the logger, those of the
+/// others are copies.
+pub struct LinesLog<'log, 'py> {
+    log: &'log Log<'py>,
+    step: Bound<'py, PyAny>,
+    /// None where the logger has ways of its own.
+    copier: Option<Copier<'py>>,
+}
+
+struct Copier<'py> {
+    is_enabled: Bound<'py, PyAny>,
+    handle: Bound<'py, PyAny>,
+    first: Option<Record<'py>>,
+}
+
+/// A record as it was before any handler had it.
+struct Record<'py> {
+    class: Bound<'py, PyAny>,
+    new: Bound<'py, PyAny>,
+    clock: Bound<'py, PyAny>,
+    attributes: Bound<'py, PyDict>,
+    created: f64,
+    relative_ms: f64,
+}
+
+impl LinesLog<'_, '_> {
+    pub fn info(&mut self, line: &str) -> PyResult<()> {
+        const FORMAT: &str = "[%s] %s";
+        let Some(copier) = &mut self.copier else {
+            return self.log.info((FORMAT, &self.step, line));
+        };
+        if !copier.is_enabled.call1((INFO,))?.is_truthy()? {
+            return Ok(());
+        }
+        let logger = &self.log.0;
+        let arguments = (&self.step, line).into_pyobject(logger.py())?;
+        let record = if let Some(first) = &copier.first {
+            first.copy(&arguments)?
+        } else {
+            let (name, file, function) =
+                (logger.getattr("name")?, plain_class::FILE_NAME, "_run_cmd");
+            let no_exception = logger.py().None();
+            let of_record = (
+                name,
+                INFO,
+                file,
+                1,
+                FORMAT,
+                &arguments,
+                no_exception,
+                function,
+            );
+            let record = logger.call_method1("makeRecord", of_record)?;
+            copier.first = Some(Record::new(&record)?);
+            record
+        };
+        copier.handle.call1((record,)).map(drop)
+    }
+}
+
+impl<'py> Record<'py> {
+    fn new(record: &Bound<'py, PyAny>) -> PyResult<Self> {
+        let class = record.get_type();
+        Ok(Self {
+            new: class.getattr("__new__")?,
+            class: class.into_any(),
+            clock: record.py().import("time")?.getattr("time")?,
+            attributes: record.getattr("__dict__")?.cast::<PyDict>()?.copy()?,
+            created: record.getattr("created")?.extract()?,
+            relative_ms: record.getattr("relativeCreated")?.extract()?,
+        })
+    }
+
+    fn copy(&self, arguments: &Bound<'py, PyTuple>) -> PyResult<Bound<'py, PyAny>> {
+        let py = arguments.py();
+        let created: f64 = self.clock.call0()?.extract()?;
+        let relative_ms = self.relative_ms + (created - self.created) * 1e3;
+        let attributes = self.attributes.copy()?;
+        attributes.set_item(intern!(py, "args"), arguments)?;
+        attributes.set_item(intern!(py, "created"), created)?;
+        attributes.set_item(intern!(py, "msecs"), (created.fract() * 1e3).trunc())?;
+        attributes.set_item(intern!(py, "relativeCreated"), relative_ms)?;
+        let record = self.new.call1((&self.class,))?;
+        record.setattr(intern!(py, "__dict__"), attributes)?;
+        Ok(record)
     }
 }
 

@@ -196,14 +196,15 @@ fn both(ways: &[Way; 2], queue: &Queue, task: &Task<(Place, News)>) -> Result<()
 
 /// What is to be said of a step that runs.
 pub enum Said {
-    Line(String),
+    /// Each with `\n` behind it.
+    Lines(String),
     /// It is not run as it was to be.
     Warning(String),
 }
 
 impl Said {
     fn bytes(&self) -> usize {
-        let (Self::Line(text) | Self::Warning(text)) = self;
+        let (Self::Lines(text) | Self::Warning(text)) = self;
         text.len() + size_of::<Self>()
     }
 }
@@ -306,17 +307,22 @@ impl<'py> Step<'py> {
     }
 
     fn hear(&mut self, said: Said) -> PyResult<()> {
-        let line = match said {
-            Said::Line(line) => line,
+        let lines = match said {
+            Said::Lines(lines) => lines,
             Said::Warning(warning) => return self.log.warning(("[%s] %s", &self.name, warning)),
         };
-        let alarm = self.heard.hear(&line);
-        self.listener.hear(&line);
-        self.log.info(("[%s] %s", &self.name, line))?;
-        match alarm.and_then(|alarm| evidence::warning(&alarm)) {
-            Some(warning) => self.log.warning(("[%s] %s", &self.name, warning)),
-            None => Ok(()),
+        let mut lines_log = self.log.of_lines(&self.name)?;
+        for line in lines.split_terminator('\n') {
+            let alarm = self.heard.hear(line);
+            self.listener.hear(line);
+            lines_log.info(line)?;
+            // Not at the end of them alone: a handler may be slow.
+            self.run.check()?;
+            if let Some(warning) = alarm.and_then(|alarm| evidence::warning(&alarm)) {
+                self.log.warning(("[%s] %s", &self.name, warning))?;
+            }
         }
+        Ok(())
     }
 
     fn end(&mut self, returncode: i32, at: Instant) -> PyResult<()> {
@@ -390,7 +396,7 @@ impl Way {
                         // The training is the last; what its interpreter shares with it needs no second holder.
                         warm.dismiss();
                     }
-                    return process::attend(started, cancel, |line| say(Said::Line(line)));
+                    return process::attend(started, cancel, |lines| say(Said::Lines(lines)));
                 }
                 Err(trouble) => {
                     if self.run.cool_down() {
@@ -402,7 +408,7 @@ impl Way {
             }
         }
         let command = self.in_one_process.as_ref().unwrap_or(command);
-        process::run(command, cancel, |line| say(Said::Line(line)))
+        process::run(command, cancel, |lines| say(Said::Lines(lines)))
     }
 }
 
@@ -412,7 +418,7 @@ mod tests {
 
     #[test]
     fn what_is_held_is_bounded() {
-        let piece = || Said::Line("x".repeat(1 << 20));
+        let piece = || Said::Lines("x".repeat(1 << 20));
         let queue = Queue::default();
         let cancel = Cancel::default();
         thread::scope(|scope| {
