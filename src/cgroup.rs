@@ -70,6 +70,30 @@ impl MemoryCgroup {
     /// The lowest limit of this cgroup and those around it; `None` without one.
     #[must_use]
     pub fn limit_bytes(&self) -> Option<u64> {
+        self.limits().map(|(_, limit)| limit).min()
+    }
+
+    /// What its processes can still be given, the page cache that can be dropped for it included, by the limits of this
+    /// cgroup and those around it; `None` without a limit.
+    #[must_use]
+    pub fn available_bytes(&self) -> Option<u64> {
+        let (usage, prefix) = match self.version {
+            Version::V1 => ("memory.usage_in_bytes", "total_"),
+            Version::V2 => ("memory.current", ""),
+        };
+        self.limits()
+            .filter_map(|(folder, limit)| {
+                let used = number(&folder.join(usage))?;
+                let cache = fs::read_to_string(folder.join("memory.stat")).ok()?;
+                let cache = |name: &str| value(&cache, &format!("{prefix}{name} "));
+                let cache = cache("inactive_file").unwrap_or(0) + cache("active_file").unwrap_or(0);
+                Some(limit.saturating_sub(used.saturating_sub(cache)))
+            })
+            .min()
+    }
+
+    /// Each cgroup from this one up that has a limit.
+    fn limits(&self) -> impl Iterator<Item = (&Path, u64)> {
         let file = match self.version {
             Version::V1 => "memory.limit_in_bytes",
             Version::V2 => "memory.max",
@@ -77,15 +101,8 @@ impl MemoryCgroup {
         self.folder
             .ancestors()
             .take_while(|folder| folder.starts_with(&self.mount_point))
-            .filter_map(|folder| {
-                fs::read_to_string(folder.join(file))
-                    .ok()?
-                    .trim()
-                    .parse()
-                    .ok()
-            })
-            .min()
-            .filter(|&limit| limit < NO_LIMIT_BYTES)
+            .filter_map(move |folder| Some((folder, number(&folder.join(file))?)))
+            .filter(|&(_, limit)| limit < NO_LIMIT_BYTES)
     }
 
     /// How many of its processes the kernel's OOM killer has killed since the cgroup was made; `None` where the kernel
@@ -96,25 +113,34 @@ impl MemoryCgroup {
             Version::V1 => "memory.oom_control",
             Version::V2 => "memory.events",
         };
-        fs::read_to_string(self.folder.join(file))
-            .ok()?
-            .lines()
-            .find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
+        value(
+            &fs::read_to_string(self.folder.join(file)).ok()?,
+            "oom_kill ",
+        )
     }
 }
 
-/// TEMPORARY
+/// What this process can still be given, the page cache that can be dropped for it included: by its cgroup and by the
+/// system. `None` where neither says.
 #[must_use]
-pub fn available_bytes() -> Option<u64> {
-    let text = fs::read_to_string("/proc/meminfo").ok()?;
-    let kilobytes: u64 = text
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))?
-        .trim()
-        .strip_suffix(" kB")?
-        .parse()
-        .ok()?;
-    Some(kilobytes << 10)
+pub fn available_bytes(cgroup: Option<&MemoryCgroup>) -> Option<u64> {
+    let of_system = fs::read_to_string("/proc/meminfo")
+        .ok()
+        .and_then(|told| value(&told, "MemAvailable:"))
+        .map(|kibibytes| kibibytes << 10);
+    let of_cgroup = cgroup.and_then(MemoryCgroup::available_bytes);
+    of_system.into_iter().chain(of_cgroup).min()
+}
+
+/// The file's only number.
+fn number(file: &Path) -> Option<u64> {
+    fs::read_to_string(file).ok()?.trim().parse().ok()
+}
+
+/// The number behind `name` at the beginning of a line.
+fn value(text: &str, name: &str) -> Option<u64> {
+    let told = text.lines().find_map(|line| line.strip_prefix(name))?;
+    told.trim().trim_end_matches(" kB").parse().ok()
 }
 
 /// A line of `/proc/self/cgroup`: `4:memory:/docker/1f2e`, or `0::/user.slice` of version 2.
@@ -204,6 +230,54 @@ mod tests {
         )
         .unwrap();
         assert_eq!(cgroup.limit_bytes(), Some(1024));
+    }
+
+    #[test]
+    fn what_is_available_counts_the_page_cache_and_every_limit() {
+        let v2 = machine(&[
+            ("proc/self/cgroup", "0::/pod/container\n"),
+            ("proc/self/mountinfo", V2),
+            ("sys/fs/cgroup/pod/memory.max", "5000\n"),
+            ("sys/fs/cgroup/pod/memory.current", "4500\n"),
+            (
+                "sys/fs/cgroup/pod/memory.stat",
+                "anon 1\nfile 2000\nshmem 1500\ninactive_file 200\nactive_file 300\n",
+            ),
+            ("sys/fs/cgroup/pod/container/memory.max", "3000\n"),
+            ("sys/fs/cgroup/pod/container/memory.current", "100\n"),
+            ("sys/fs/cgroup/pod/container/memory.stat", ""),
+        ]);
+        let cgroup = MemoryCgroup::below(v2.path()).unwrap();
+        assert_eq!(cgroup.available_bytes(), Some(1000));
+        let pod = v2.path().join("sys/fs/cgroup/pod");
+        fs::write(pod.join("memory.max"), "max").unwrap();
+        assert_eq!(cgroup.available_bytes(), Some(2900));
+        fs::write(pod.join("container/memory.current"), "3001").unwrap();
+        assert_eq!(cgroup.available_bytes(), Some(0));
+        fs::write(pod.join("container/memory.max"), "max").unwrap();
+        assert_eq!(cgroup.available_bytes(), None);
+
+        let v1 = machine(&[
+            ("proc/self/cgroup", "4:memory:/a\n"),
+            (
+                "proc/self/mountinfo",
+                "36 31 0:33 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory",
+            ),
+            ("sys/fs/cgroup/memory/a/memory.limit_in_bytes", "5000\n"),
+            ("sys/fs/cgroup/memory/a/memory.usage_in_bytes", "4500\n"),
+            (
+                "sys/fs/cgroup/memory/a/memory.stat",
+                "inactive_file 1\nactive_file 1\ntotal_inactive_file 200\ntotal_active_file 300\n",
+            ),
+        ]);
+        let cgroup = MemoryCgroup::below(v1.path()).unwrap();
+        assert_eq!(cgroup.available_bytes(), Some(1000));
+    }
+
+    #[test]
+    fn this_machine_says_what_it_has_left() {
+        let available = available_bytes(MemoryCgroup::of_this_process().as_ref());
+        assert!(!cfg!(target_os = "linux") || available > Some(1 << 20));
     }
 
     #[test]

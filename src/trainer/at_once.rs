@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use crate::cgroup;
+use crate::cgroup::{self, MemoryCgroup};
 use crate::gpu;
 use crate::weights::{self, Weights};
 
@@ -25,7 +25,7 @@ impl Free {
     #[must_use]
     pub fn now() -> Self {
         Self {
-            ram_bytes: cgroup::available_bytes(),
+            ram_bytes: cgroup::available_bytes(MemoryCgroup::of_this_process().as_ref()),
             gpu_bytes: gpu::least_free_bytes().map_err(drop),
         }
     }
