@@ -285,3 +285,212 @@ impl<C: Fn() -> Result<(), Error>> Data<'_, C> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::fs;
+
+    use super::*;
+
+    fn folder_with(content: &[u8]) -> (tempfile::TempDir, std::path::PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let source = folder.path().join("lora.safetensors");
+        fs::write(&source, content).unwrap();
+        (folder, source)
+    }
+
+    fn recorded() -> Vec<Vec<u8>> {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/recorded/conversion");
+        let mut paths: Vec<_> = fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .collect();
+        paths.sort();
+        paths.iter().map(|path| fs::read(path).unwrap()).collect()
+    }
+
+    #[test]
+    fn what_is_not_wanted_any_more_leaves_nothing_behind() {
+        let (folder, source) = folder_with(&recorded()[0]);
+        let destination = folder.path().join("converted");
+        for form in [Form::Merged, Form::Separate] {
+            let asked = Cell::new(0);
+            let check = || {
+                asked.set(asked.get() + 1);
+                Err(Error::Cancelled)
+            };
+            let result = convert(&source, &destination, form, check);
+            assert!(matches!(result, Err(Error::Cancelled)));
+            assert_eq!(asked.get(), 1);
+            assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        }
+    }
+
+    #[test]
+    fn an_old_file_stays_until_the_new_one_is_complete() {
+        let (folder, source) = folder_with(&recorded()[0]);
+        let destination = folder.path().join("converted");
+        fs::write(&destination, "old").unwrap();
+        let check = || {
+            assert_eq!(fs::read(&destination).unwrap(), b"old");
+            assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3);
+            Ok(())
+        };
+        convert(&source, &destination, Form::Merged, check).unwrap();
+        assert_ne!(fs::read(&destination).unwrap(), b"old");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn what_has_become_shorter_is_an_error() {
+        let (folder, source) = folder_with(&recorded()[0]);
+        let lora = Lora::open(&source).unwrap();
+        fs::write(&source, "short").unwrap();
+        let error = lora.read(0, &mut [0; 8]).unwrap_err().to_string();
+        assert!(error.contains("changed while it was read"), "{error}");
+        drop(folder);
+    }
+
+    mod properties {
+        use proptest::prelude::*;
+        use proptest::sample::{Index, select};
+        use safetensors::SafeTensors;
+
+        use super::*;
+
+        /// Whatever it is: it stays as it is, and becomes a whole file with other names, or is refused without a trace.
+        fn holds(content: &[u8]) -> Result<(), TestCaseError> {
+            let (folder, source) = folder_with(content);
+            let destination = folder.path().join("converted");
+            for form in [Form::Merged, Form::Separate] {
+                match convert(&source, &destination, form, || Ok(())) {
+                    Ok(_) => {
+                        let bytes = fs::read(&destination).unwrap();
+                        let read = SafeTensors::deserialize(&bytes);
+                        prop_assert!(read.is_ok(), "{form:?}: {read:?}");
+                        fs::remove_file(&destination).unwrap();
+                    }
+                    Err(Error::InvalidValue(message)) => {
+                        prop_assert!(message.contains("lora.safetensors"), "{message}");
+                    }
+                    Err(error) => return Err(TestCaseError::fail(error.to_string())),
+                }
+                prop_assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+                prop_assert!(fs::read(&source).unwrap() == content);
+            }
+            Ok(())
+        }
+
+        fn file(header: &str, data: &[u8]) -> Vec<u8> {
+            let length = (header.len() as u64).to_le_bytes();
+            [&length[..], header.as_bytes(), data].concat()
+        }
+
+        fn name() -> impl Strategy<Value = String> {
+            let module = select(vec![
+                "lora_unet_layers_0_attention_to_q",
+                "lora_unet_layers_0_attention_to_k",
+                "lora_unet_layers_0_attention_to_v",
+                "lora_unet_layers_0_attention_to_out_0",
+                "lora_unet_layers_0_attention_out",
+                "lora_unet_layers__feed_forward_w1",
+                "lora_unet_cap_embedder_1",
+                "lora_unet_",
+                "diffusion_model",
+            ]);
+            let suffix = select(vec![
+                ".lora_down.weight",
+                ".lora_up.weight",
+                ".alpha",
+                ".hada_w1_a",
+                ".lokr_w1",
+                "",
+            ]);
+            (module, suffix).prop_map(|(module, suffix)| format!("{module}{suffix}"))
+        }
+
+        fn dtype() -> impl Strategy<Value = Dtype> {
+            use Dtype::{BF16, BOOL, F4, F8_E4M3, F16, F32, F64, I64, U8};
+            select(vec![
+                F32, F32, F32, F32, BF16, F16, F64, I64, U8, BOOL, F8_E4M3, F4,
+            ])
+        }
+
+        /// Of kinds and shapes that may fit, for names that may go together.
+        fn modules() -> impl Strategy<Value = Vec<(String, Dtype, Vec<usize>)>> {
+            let tensor = (name(), dtype(), prop::collection::vec(0..4_usize, 0..3));
+            let tensors = prop::collection::vec(tensor, 0..4);
+            let block = (
+                dtype(),
+                dtype(),
+                dtype(),
+                0..3_usize,
+                0..3_usize,
+                0..8_usize,
+            );
+            (tensors, block).prop_map(|(others, (down, up, alpha, rank, size, parts))| {
+                let mut all = Vec::new();
+                for part in ["to_q", "to_k", "to_v", "to_out_0"].iter().take(parts) {
+                    let name = |suffix| format!("lora_unet_layers_0_attention_{part}.{suffix}");
+                    all.push((name("lora_down.weight"), down, vec![rank, size]));
+                    all.push((name("lora_up.weight"), up, vec![size, rank]));
+                    all.push((name("alpha"), alpha, vec![]));
+                }
+                all.extend(others);
+                all
+            })
+        }
+
+        proptest! {
+            #[test]
+            fn any_bytes_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+                holds(&bytes)?;
+                holds(&file(&String::from_utf8_lossy(&bytes), &bytes))?;
+            }
+
+            #[test]
+            fn any_tensors_are_refused_or_converted(
+                tensors in modules(),
+                numbers in any::<[u8; 16]>(),
+                metadata in proptest::option::of(any::<[String; 2]>()),
+            ) {
+                let mut end = 0;
+                let mut entries: Vec<String> = tensors
+                    .iter()
+                    .map(|(name, dtype, shape)| {
+                        let start = end;
+                        end += (shape.iter().product::<usize>() * dtype.bitsize()).div_ceil(8);
+                        format!(
+                            "\"{name}\":{{\"dtype\":\"{dtype}\",\"shape\":{shape:?},\"data_offsets\":[{start},{end}]}}"
+                        )
+                    })
+                    .collect();
+                if let Some([key, value]) = metadata {
+                    let metadata = BTreeMap::from([(format!("ss_{key}"), value)]);
+                    entries.push(format!("\"__metadata__\":{}", serde_json::to_string(&metadata).unwrap()));
+                }
+                let data: Vec<u8> = numbers.into_iter().cycle().take(end).collect();
+                holds(&file(&format!("{{{}}}", entries.join(",")), &data))?;
+            }
+
+            #[test]
+            fn changed_files_are_refused_or_converted(
+                which in any::<Index>(),
+                at in any::<Index>(),
+                byte in any::<u8>(),
+                length in proptest::option::of(any::<Index>()),
+            ) {
+                let recorded = recorded();
+                let mut content = recorded[which.index(recorded.len())].clone();
+                // Most of the rest are numbers, which may be anything.
+                let header = content.len().min(900);
+                content[at.index(header)] = byte;
+                if let Some(length) = length {
+                    content.truncate(length.index(content.len()));
+                }
+                holds(&content)?;
+            }
+        }
+    }
+}

@@ -331,10 +331,10 @@ def convert_lora_to_comfyui(
     Args:
         source: the LoRA, as Musubi Tuner has trained it. One that is merged already is passed through.
         destination: the file to write, in a folder that exists; it may be the source.
-        form: "merged" is what the clone's `convert_z_image_lora_to_comfy.py` writes, but for the order of the metadata: q,
-            k and v as one module, and new hashes where there are metadata. "separate" is what its `convert_lora.py
-            --target other` writes, which nunchaku needs: diffusers' naming, q, k and v each for itself, alpha multiplied
-            into the matrices of a LoRA.
+        form: "merged" is what the clone's `convert_z_image_lora_to_comfy.py` writes, but for the order of the
+            metadata: q, k and v as one module, and new hashes where there are metadata. "separate" is what its
+            `convert_lora.py --target other` writes, which nunchaku needs: diffusers' naming, q, k and v each for
+            itself, alpha multiplied into the matrices of a LoRA.
 
     Returns:
         The destination.

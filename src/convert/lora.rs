@@ -171,6 +171,12 @@ impl<'a> Lora<'a> {
                 continue;
             };
             let (module, suffix) = lora.of_a_module(&name)?;
+            if info.dtype.bitsize() % 8 != 0 {
+                return Err(lora.refuse(&format!(
+                    "its tensor {name:?} is of {}: expected numbers of whole bytes, as Musubi Tuner writes them.",
+                    info.dtype
+                )));
+            }
             modules
                 .entry(module.to_owned())
                 .or_default()
@@ -272,7 +278,7 @@ impl<'a> Lora<'a> {
         let mut sizes = [None; 3];
         for (matrix, info) in kind.matrices().iter().zip(matrices) {
             let fits = match info.shape[..] {
-                [rows, columns] if rows * columns > 0 && info.dtype.bitsize() % 8 == 0 => {
+                [rows, columns] if rows * columns > 0 => {
                     let (rank, outer, side) = if matrix.rank_first {
                         (rows, columns, 1)
                     } else {
