@@ -10,6 +10,7 @@ mod separate;
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::mem;
 use std::path::Path;
 
 use safetensors::tensor::{Dtype, TensorInfo};
@@ -144,8 +145,11 @@ fn write(
             .filter(|(key, _)| key.starts_with("ss_"))
             .map(|(key, value)| (key.clone(), value.clone()))
             .collect();
-        hashes = Some(Hashes::new(&header(Some(&of_training), &entries)?));
-        metadata.extend(hashes::unknown());
+        hashes = Some(Hashes::begin(&header(Some(&of_training), &entries)?)?);
+        // Their places, until they are known.
+        let unknown =
+            [hashes::MODEL_DIGITS, hashes::LEGACY_DIGITS].map(|digits| "0".repeat(digits));
+        set_hashes(metadata, unknown);
     }
 
     let start = header(metadata.as_ref(), &entries)?;
@@ -174,10 +178,15 @@ fn write(
     }
     data.flush()?;
     if let (Some(hashes), Some(metadata)) = (data.hashes, &mut metadata) {
-        metadata.extend(hashes.finish());
+        set_hashes(metadata, hashes.finish()?);
         replacement.rewrite_beginning(&header(Some(metadata), &entries)?)?;
     }
     replacement.put_in_place()
+}
+
+fn set_hashes(metadata: &mut BTreeMap<String, String>, [model, legacy]: [String; 2]) {
+    metadata.insert(hashes::MODEL_HASH.to_owned(), model);
+    metadata.insert(hashes::LEGACY_HASH.to_owned(), legacy);
 }
 
 /// Of the tensors in the header, and the bytes of their data.
@@ -277,11 +286,11 @@ impl<C: Fn() -> Result<(), Error>> Data<'_, C> {
 
     fn flush(&mut self) -> Result<(), Error> {
         (self.check)()?;
-        if let Some(hashes) = &mut self.hashes {
-            hashes.data(&self.piece);
-        }
         self.replacement.write(&self.piece)?;
-        self.piece.clear();
+        match &self.hashes {
+            Some(hashes) => self.piece = hashes.add(mem::take(&mut self.piece))?,
+            None => self.piece.clear(),
+        }
         Ok(())
     }
 }

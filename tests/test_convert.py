@@ -441,9 +441,8 @@ def test_destinations_that_cannot_be_written(source: Path, tmp_path: Path) -> No
         convert_lora_to_comfyui(source, tmp_path / ("x" * 300))
     assert too_long.value.errno == errno.ENAMETOOLONG
     os.mkfifo(tmp_path / "pipe")
-    for place in (tmp_path / "pipe", Path("/dev/null")):
-        with pytest.raises(ValueError, match="device or a pipe"):
-            convert_lora_to_comfyui(source, place)
+    with pytest.raises(ValueError, match="device or a pipe"):
+        convert_lora_to_comfyui(source, tmp_path / "pipe")
     assert sorted(os.listdir(tmp_path)) == [source.name, "pipe"]
 
 
