@@ -3,16 +3,19 @@
 # make check   the same in the environment at hand
 # make fuzz    the properties of what reads strangers' input, on many more cases (CASES=100000)
 # make real    the original and this one with the real Musubi Tuner on a CPU (MUSUBI_TUNER_DIR=/path/to/clone)
+# make bench   against the original, into BENCHMARKS.md (ONLY=imports,dataset; MUSUBI_TUNER_DIR=… for those that need it)
 # make provoke MUSUBI_TUNER_DIR=…    behind make real: the failures of the real scripts anew, and the reasons told for them
 
 PYTHON ?= python3
 VENV := .venv
 DEMO_VENV := .venv-demo
 REAL_VENV := .venv-real
+BENCH_VENV := .venv-bench
+ORIGINAL_VENV := .venv-bench-original
 CASES ?= 20000
 BIN := $(VENV)/bin
 
-.PHONY: demo test env build check fuzz real provoke clean tools
+.PHONY: demo test env build check fuzz real provoke bench clean tools
 .DEFAULT_GOAL := demo
 
 tools:
@@ -65,6 +68,22 @@ provoke:
 	@test -d target/real/small -a -d target/real/library-ours || { echo "make provoke: run make real first"; exit 1; }
 	PYTHONPATH=target/real/library-ours $(REAL_VENV)/bin/python real/provoke.py "$(MUSUBI_TUNER_DIR)" target/real
 
+bench: tools $(ORIGINAL_VENV)/ready $(if $(MUSUBI_TUNER_DIR),$(REAL_VENV)/ready)
+	@test -x $(BENCH_VENV)/bin/python || $(PYTHON) -m venv $(BENCH_VENV)
+	rm -rf target/bench/wheel
+	$(BENCH_VENV)/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir target/bench/wheel .
+	$(BENCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --force-reinstall target/bench/wheel/*.whl
+	$(BENCH_VENV)/bin/python benches/main.py --only "$(ONLY)" --wheel target/bench/wheel/*.whl \
+		--ours $(BENCH_VENV)/bin/python --original $(ORIGINAL_VENV)/bin/python \
+		$(if $(MUSUBI_TUNER_DIR),--musubi "$(MUSUBI_TUNER_DIR)" --real $(REAL_VENV)/bin/python)
+
+# Its exact pins cannot all be installed on every Python: only what it imports.
+$(ORIGINAL_VENV)/ready:
+	$(PYTHON) -m venv --clear $(ORIGINAL_VENV)
+	$(ORIGINAL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check requests 'tomli; python_version < "3.11"'
+	$(ORIGINAL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps TechTrash-MusubiTraining==0.0.11
+	@touch $@
+
 # PyTorch and what Musubi Tuner needs with it: some 7 GB, once
 $(REAL_VENV)/ready: real/requirements.txt
 	$(PYTHON) -m venv $(REAL_VENV)
@@ -72,4 +91,4 @@ $(REAL_VENV)/ready: real/requirements.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(DEMO_VENV) $(REAL_VENV) target musubitraining-demo
+	rm -rf $(VENV) $(DEMO_VENV) $(REAL_VENV) $(BENCH_VENV) $(ORIGINAL_VENV) target musubitraining-demo
