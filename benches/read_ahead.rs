@@ -13,7 +13,7 @@ fn main() {
     let mut words = std::env::args().skip(1);
     let seconds = words.next().and_then(|word| word.parse().ok());
     let files = words.map(Into::into).collect();
-    let reading = read_ahead::ReadAhead::start(files);
+    let reading = read_ahead::ReadAhead::start(Vec::new(), files);
     std::thread::sleep(Duration::from_secs_f64(seconds.unwrap_or(0.0)));
     let stopping = Instant::now();
     let outcome = reading.stop();

@@ -16,7 +16,6 @@ mod models;
 mod plain_class;
 mod process;
 mod progress;
-#[allow(dead_code, reason = "the trainer is yet to begin it")]
 mod read_ahead;
 mod task;
 mod trainer;

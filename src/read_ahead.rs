@@ -30,6 +30,9 @@ const MARGIN_BYTES: u64 = 1 << 30;
 /// How long a read that is under way is waited for. One that hangs ends by itself, or with the process.
 const STOP_TIME: Duration = Duration::from_millis(50);
 
+/// How often is looked whether somebody else has read on.
+const GATE_POLL: Duration = Duration::from_millis(100);
+
 /// File systems that are memory already: `tmpfs`, `ramfs`.
 #[cfg(target_os = "linux")]
 const IN_MEMORY: [u32; 2] = [0x0102_1994, 0x8584_58f6];
@@ -85,15 +88,19 @@ impl fmt::Display for Outcome {
 }
 
 impl ReadAhead {
-    /// Begins to read `files`, the first first.
+    /// Begins to read `files`, the first first, once somebody else has read all of those in `after`: two that read at the
+    /// same time slow down one another.
     #[must_use]
-    pub fn start(files: Vec<PathBuf>) -> Self {
+    pub fn start(after: Vec<PathBuf>, files: Vec<PathBuf>) -> Self {
         let cgroup = MemoryCgroup::of_this_process();
-        Self::start_within(files, move || cgroup::available_bytes(cgroup.as_ref()))
+        Self::start_within(after, files, move || {
+            cgroup::available_bytes(cgroup.as_ref())
+        })
     }
 
     /// `available_bytes`: what the kernel could give, page cache included.
     fn start_within(
+        after: Vec<PathBuf>,
         files: Vec<PathBuf>,
         available_bytes: impl FnMut() -> Option<u64> + Send + 'static,
     ) -> Self {
@@ -108,7 +115,8 @@ impl ReadAhead {
         let _ = std::thread::Builder::new()
             .name("read-ahead".to_owned())
             .spawn(move || {
-                let end = reader.read(&files).err().unwrap_or(End::Done);
+                let read = reader.await_read(&after).and_then(|()| reader.read(&files));
+                let end = read.err().unwrap_or(End::Done);
                 let _ = sender.send(reader.shared.outcome(end));
             });
         Self { shared, outcome }
@@ -147,6 +155,23 @@ struct Reader<M> {
 }
 
 impl<M: FnMut() -> Option<u64>> Reader<M> {
+    /// Waits until somebody has read these files, which shows in places that were never looked at: to look brings a page in.
+    fn await_read(&mut self, files: &[PathBuf]) -> Result<(), End> {
+        for (file, length) in files.iter().filter_map(|path| open_on_disk(path)) {
+            let places = (1..).map(|place| length.saturating_sub(place * CHUNK_BYTES as u64));
+            for place in places.take_while(|place| length > 0 && !is_cached(&file, *place)) {
+                if self.shared.is_stopped.load(Ordering::Relaxed) {
+                    return Err(End::Stopped);
+                }
+                if place == 0 {
+                    break;
+                }
+                std::thread::sleep(GATE_POLL);
+            }
+        }
+        Ok(())
+    }
+
     fn read(&mut self, files: &[PathBuf]) -> Result<(), End> {
         for file in files {
             if let Some((file, length)) = open_on_disk(file) {
@@ -216,6 +241,20 @@ impl<M: FnMut() -> Option<u64>> Reader<M> {
         }
         Ok(())
     }
+}
+
+/// Whether the byte at `place` is in the page cache. A file system that cannot tell holds up nothing.
+#[cfg(target_os = "linux")]
+fn is_cached(file: &File, place: u64) -> bool {
+    let mut byte = [0];
+    let mut buffer = [std::io::IoSliceMut::new(&mut byte)];
+    let found = preadv2(file, &mut buffer, place, ReadWriteFlags::NOWAIT);
+    !matches!(found, Err(rustix::io::Errno::AGAIN))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn is_cached(_file: &File, _place: u64) -> bool {
+    true
 }
 
 /// A file and its length; `None` for what is no file on a disk.
@@ -301,15 +340,36 @@ mod tests {
         let Some(path) = cold_file(folder.path()) else {
             return;
         };
-        let first = ended(&ReadAhead::start_within(vec![path.clone()], enough));
+        let first = ended(&ReadAhead::start_within(
+            Vec::new(),
+            vec![path.clone()],
+            enough,
+        ));
         assert_eq!(first.end, End::Done);
         assert_eq!(first.read_bytes + first.cached_bytes, LENGTH as u64);
         assert!(
             first.read_bytes >= LENGTH as u64 - 2 * CHUNK_BYTES as u64,
             "{first}"
         );
-        let second = ended(&ReadAhead::start_within(vec![path], enough));
+        let second = ended(&ReadAhead::start_within(Vec::new(), vec![path], enough));
         assert_eq!(second, outcome(0, LENGTH, End::Done));
+    }
+
+    #[test]
+    fn what_comes_first_is_waited_for() {
+        let (folder, other) = (folder(), folder());
+        let (Some(first), Some(path)) = (cold_file(folder.path()), cold_file(other.path())) else {
+            return;
+        };
+        let (wait, files) = (vec![first.clone()], vec![path]);
+        let given_up = ReadAhead::start_within(wait.clone(), files.clone(), enough);
+        std::thread::sleep(2 * GATE_POLL);
+        assert_eq!(given_up.stop().read_bytes, 0);
+        let reading = ReadAhead::start_within(wait, files, enough);
+        fs::read(first).unwrap();
+        let outcome = ended(&reading);
+        assert_eq!(outcome.end, End::Done);
+        assert_eq!(outcome.read_bytes + outcome.cached_bytes, LENGTH as u64);
     }
 
     #[test]
@@ -329,7 +389,7 @@ mod tests {
             fs::write(file, "in memory").unwrap();
             files.push(file.path().to_owned());
         }
-        let left_out = ended(&ReadAhead::start_within(files, enough));
+        let left_out = ended(&ReadAhead::start_within(Vec::new(), files, enough));
         assert_eq!(left_out, outcome(0, 0, End::Done));
     }
 
@@ -365,13 +425,13 @@ mod tests {
             return;
         };
         let none_left = Some(MARGIN_BYTES - 1);
-        let reading = ReadAhead::start_within(vec![path.clone()], move || none_left);
+        let reading = ReadAhead::start_within(Vec::new(), vec![path.clone()], move || none_left);
         let end = End::NoMemory {
             available_bytes: MARGIN_BYTES - 1,
         };
         assert_eq!(ended(&reading), outcome(0, 0, end));
         // What has been read is still available, to the kernel.
-        let reading = ReadAhead::start_within(vec![path], || Some(MARGIN_BYTES));
+        let reading = ReadAhead::start_within(Vec::new(), vec![path], || Some(MARGIN_BYTES));
         let Outcome {
             read_bytes, end, ..
         } = ended(&reading);
@@ -391,7 +451,7 @@ mod tests {
             let _ = hang.recv();
             enough()
         };
-        let reading = ReadAhead::start_within(vec![path], hangs);
+        let reading = ReadAhead::start_within(Vec::new(), vec![path], hangs);
         is_hanging.recv().unwrap();
         assert_eq!(reading.stop(), outcome(0, 0, End::Stopped));
         drop(go_on);
@@ -404,10 +464,11 @@ mod tests {
             return;
         };
         let (asking, asked) = mpsc::channel();
-        let reading = ReadAhead::start_within(vec![path.clone(); 1_000_000], move || {
-            let _ = asking.send(());
-            enough()
-        });
+        let reading =
+            ReadAhead::start_within(Vec::new(), vec![path.clone(); 1_000_000], move || {
+                let _ = asking.send(());
+                enough()
+            });
         asked.recv().unwrap();
         drop(reading);
         // Until the thread is over, which it would not be for long.

@@ -31,6 +31,7 @@ use crate::folder_lock::Access;
 use crate::plain_class::PlainClass;
 use crate::process::{Command, WarmInterpreter};
 use crate::progress::Heard;
+use crate::read_ahead::ReadAhead;
 use crate::tuner::{self, MusubiTuner, Training, WeightFiles};
 use crate::{adapter, config, dataset, interpreter, interrupt};
 use arguments::Given;
@@ -61,6 +62,10 @@ Raises:
 
 /// The file in the training folder that an adapter is renamed into.
 const RENAMED_ADAPTER: &str = "base_weights_musubi.safetensors";
+
+/// What `Models` has for each step that reads weights.
+const FOR_CACHING: [&str; 2] = ["ae", "text_encoder"];
+const FOR_TRAINING: [&str; 2] = ["DiT", "base_weights"];
 
 const OUTPUT_NAME: &str = "output_lora_model";
 const MAX_TRAIN_STEPS: u32 = 2000;
@@ -575,20 +580,11 @@ fn train<'py>(
     let seed = seed.or(py, SEED)?;
     log.info(("[pipeline] start use_pre_cache=%s convert_for_comfyui=%s output_name=%s max_train_steps=%s \
          seed=%s", &use_pre_cache, &convert_for_comfyui, &output_name, &max_train_steps, &seed))?;
-    let wanted = [
-        (Step::PrepareDataset, true),
-        (Step::PreCache, use_pre_cache.is_truthy()?),
-        (Step::LaunchTraining, true),
-        (Step::ConvertForComfyui, convert_for_comfyui.is_truthy()?),
-    ];
-    let mut steps = Vec::new();
-    for (step, _) in wanted.into_iter().filter(|(_, is_wanted)| *is_wanted) {
-        // Whoever replaces a step may provide in it what the later ones need.
-        if is_replaced(slf, step.method())? {
-            break;
-        }
-        steps.push(step);
-    }
+    let steps = steps_to_check(
+        slf,
+        use_pre_cache.is_truthy()?,
+        convert_for_comfyui.is_truthy()?,
+    )?;
     if !is_replaced(slf, "_launch_training")? {
         arguments::output_name(&output_name)?;
         arguments::max_train_steps(&max_train_steps)?;
@@ -627,17 +623,32 @@ fn train<'py>(
         None
     };
 
+    let caches = steps.contains(&Step::PreCache);
+    let ahead = if caches {
+        read_ahead(slf, &[], &FOR_CACHING)
+    } else if steps.contains(&Step::LaunchTraining) {
+        read_ahead(slf, &[], &FOR_TRAINING)
+    } else {
+        None
+    };
     let dataset_toml = slf.call_method1(
         "_prepare_dataset",
         (dataset_toml_content, images_zip_url, trigger_word),
     )?;
+    stop_reading_ahead(ahead, &log)?;
     run.check()?;
     if use_pre_cache.is_truthy()? {
+        let ahead = if caches && steps.contains(&Step::LaunchTraining) {
+            read_ahead(slf, &FOR_CACHING, &FOR_TRAINING)
+        } else {
+            None
+        };
         slf.call_method(
             "_pre_cache",
             (),
             Some(&[("dataset_toml_path", &dataset_toml)].into_py_dict(py)?),
         )?;
+        stop_reading_ahead(ahead, &log)?;
         run.check()?;
     }
     let arguments = [
@@ -750,6 +761,47 @@ fn run_of_step(slf: &Bound<'_, PyAny>, access: Access) -> PyResult<Run> {
         run.claim_for_step(slf.py(), &folder, access)?;
     }
     Ok(run)
+}
+
+/// The steps that are ours, up to one that is replaced.
+fn steps_to_check(
+    slf: &Bound<'_, PyAny>,
+    use_pre_cache: bool,
+    convert_for_comfyui: bool,
+) -> PyResult<Vec<Step>> {
+    let wanted = [
+        (Step::PrepareDataset, true),
+        (Step::PreCache, use_pre_cache),
+        (Step::LaunchTraining, true),
+        (Step::ConvertForComfyui, convert_for_comfyui),
+    ];
+    let mut steps = Vec::new();
+    for (step, _) in wanted.into_iter().filter(|(_, is_wanted)| *is_wanted) {
+        // Whoever replaces a step may provide in it what the later ones need.
+        if is_replaced(slf, step.method())? {
+            break;
+        }
+        steps.push(step);
+    }
+    Ok(steps)
+}
+
+/// Reads weights that the coming step needs into memory, while something else is the bottleneck: the step under way, once
+/// it has read its own, which are those in `after`.
+fn read_ahead(slf: &Bound<'_, PyAny>, after: &[&str], fields: &[&str]) -> Option<ReadAhead> {
+    let paths = |fields: &[&str]| -> PyResult<Vec<PathBuf>> {
+        let path = |field: &&str| absolute(&weights_of(slf, field)?);
+        fields.iter().map(path).collect()
+    };
+    Some(ReadAhead::start(paths(after).ok()?, paths(fields).ok()?))
+}
+
+fn stop_reading_ahead(ahead: Option<ReadAhead>, log: &Log<'_>) -> PyResult<()> {
+    let outcome = ahead.map(ReadAhead::stop);
+    match outcome.filter(|outcome| outcome.read_bytes > 0) {
+        Some(outcome) => log.info(("[pipeline] weights read ahead: %s", outcome.to_string())),
+        None => Ok(()),
+    }
 }
 
 /// Starts the interpreter that the scripts of these steps are to be forked from, if they are run here.
