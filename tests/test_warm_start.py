@@ -383,3 +383,38 @@ def test_an_override_of_run_cmd_gets_every_step(make: Callable[..., Workspace]) 
     run = make().run(OURS, mine).ok()
     assert run.result == ["precache:latents", "precache:text_encoder", "train"]
     assert not run.logged("warm start")
+
+
+def natively(work: Work) -> str:
+    return work.train(native_convert=True)
+
+
+RECORDED = Path(__file__).parent / "recorded/conversion"
+
+
+def trains(workspace: Workspace, lora: bytes) -> None:
+    workspace.tuner.does(TRAIN, ["write", lora.decode("latin-1")])
+
+
+@pytest.mark.parametrize("run", [natively, warm])
+def test_a_lora_is_converted_without_the_script(make: Callable[..., Workspace], run: Callable[[Work], str]) -> None:
+    lora = (RECORDED / "lora_float32.safetensors").read_bytes()
+    ran = make(lambda workspace: trains(workspace, lora)).run(OURS, run).ok()
+    assert [call["step"] for call in ran.calls] == [LATENTS, TEXT, TRAIN]
+    converted = (ran.workspace.output / "output_lora_model_comfyui.safetensors").read_bytes()
+    assert len(converted) == (RECORDED / "lora_float32.merged.safetensors").stat().st_size
+    assert ran.result == "<work>/output/output_lora_model_comfyui.safetensors"
+    assert ran.logged("[convert:comfyui] done (duration=")
+
+
+def test_a_lora_that_is_not_known_is_for_the_script(make: Callable[..., Workspace]) -> None:
+    run = make(lambda workspace: trains(workspace, b"of another kind")).run(OURS, natively).ok()
+    (line,) = run.logged("[convert:comfyui] not converted natively, the clone's script is to do it: ")
+    assert ("WARNING", line) in run.log
+    assert run.calls[-1]["step"] == "convert_z_image_lora_to_comfy.py"
+
+
+def test_the_script_converts_where_nothing_else_is_asked_for(make: Callable[..., Workspace]) -> None:
+    lora = (RECORDED / "lora_float32.safetensors").read_bytes()
+    run = make(lambda workspace: trains(workspace, lora)).run(OURS, plain).ok()
+    assert run.calls[-1]["step"] == "convert_z_image_lora_to_comfy.py"
