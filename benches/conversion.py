@@ -60,47 +60,32 @@ def tables(bench: Bench) -> Iterator[Table]:
     source = folder / "lora.safetensors"
     write_lora(source)
     for form, (script, *arguments) in SCRIPTS.items():
-        results = {name: folder / f"{form}.{name}.safetensors" for name in ("script", "ours", "copy")}
-        of_this_library = [str(bench.ours), "-c", CODE, str(source), str(results["ours"]), form]
-        contenders = [Contender("this library", of_this_library, prepare=removal(results["ours"]))]
+        theirs, ours, copy = (folder / f"{form}.{name}.safetensors" for name in ("script", "ours", "copy"))
+        contenders = [
+            Contender(
+                "this library", [str(bench.ours), "-c", CODE, str(source), str(ours), form], prepare=removal(ours)
+            ),
+            Contender("cp of the result", ["cp", str(ours), str(copy)], prepare=removal(copy)),
+        ]
+        against = contenders[1].name
         if bench.musubi and bench.real:
-            words = [word.format(source=source, to=results["script"]) for word in arguments]
-            contenders.insert(
-                0,
-                Contender(
-                    Path(script).name,
-                    [str(bench.real), str(bench.musubi / script), *words],
-                    {**os.environ, "PYTHONPATH": str(bench.musubi / "src"), "PYTHONDONTWRITEBYTECODE": "1"},
-                    prepare=removal(results["script"]),
-                ),
-            )
+            against = Path(script).name
+            words = [word.format(source=source, to=theirs) for word in arguments]
+            paths = {"PYTHONPATH": str(bench.musubi / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+            command = [str(bench.real), str(bench.musubi / script), *words]
+            contenders.append(Contender(against, command, {**os.environ, **paths}, prepare=removal(theirs)))
         # The first of each reads from the disk.
         interleaved(contenders, 1)
-        if len(contenders) == 2 and data_of(results["script"]) != data_of(results["ours"]):
+        if theirs.exists() and data_of(theirs) != data_of(ours):
             raise RuntimeError(f"{form}: the script's data and ours differ")
-        size = results["ours"].stat().st_size
-        # Of a copy that stays: its contender is gone while it is measured.
-        os.link(results["ours"], kept := removal(folder / "result.safetensors")())
-        copy = ["cp", str(kept), str(results["copy"])]
-        contenders.append(Contender("cp of the result", copy, prepare=removal(results["copy"])))
-        samples = interleaved(contenders, ROUNDS)
-        yield ratios(
-            f"Conversion, form={form!r}",
-            f"A LoRA of Z-Image's real size, {source.stat().st_size / 1e6:.0f} MB in fp32, to {size / 1e6:.0f} MB; whole "
-            "processes, imports included.",
-            samples,
-            against=contenders[0].name if len(contenders) == 3 else "cp of the result",
-        )
-        for path in (*results.values(), kept):
+        sizes = f"{source.stat().st_size / 1e6:.0f} MB in fp32, to {ours.stat().st_size / 1e6:.0f} MB"
+        conditions = f"A LoRA of Z-Image's real size, {sizes}; whole processes, imports included."
+        yield ratios(f"Conversion, form={form!r}", conditions, interleaved(contenders, ROUNDS), against=against)
+        for path in (theirs, ours, copy):
             path.unlink(missing_ok=True)
     source.unlink()
 
 
-def removal(path: Path) -> Callable[[], Path]:
-    """What removes the file, if it is there."""
-
-    def remove() -> Path:
-        path.unlink(missing_ok=True)
-        return path
-
-    return remove
+def removal(path: Path) -> Callable[[], None]:
+    """What removes a file that may be there."""
+    return lambda: path.unlink(missing_ok=True)

@@ -121,6 +121,11 @@ def small() -> Iterator[tuple[str, State, Metadata]]:
     q, k, v = (lora(f"layers_0_attention_to_{one}", alpha=alpha) for one, alpha in (("q", 1), ("k", 2), ("v", 3)))
     yield "uneven_alpha", q | k | v, METADATA
     yield "no_alpha", of(lora, "layers_0_feed_forward_w1", alpha=None), METADATA
+    yield "float64_alpha", block(lora, rank=3, alpha_dtype=torch.float64), METADATA
+    yield "alpha_in_a_list", block(lora, dtype=torch.bfloat16, alpha_dtype=torch.float16, alpha_shape=(1,)), METADATA
+    yield "mixed", block(lora, dtype=torch.float16, up_dtype=torch.float32), METADATA
+    of_k = lora("layers_0_attention_to_k", dtype=torch.float16)
+    yield "mixed_q_k_v", block(lora, dtype=torch.bfloat16) | of_k, METADATA
 
 
 def more() -> Iterator[tuple[str, State, Metadata]]:
