@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import resource
 import signal
 import stat
 import struct
@@ -456,6 +457,20 @@ def test_a_destination_that_may_not_be_written(source: Path, tmp_path: Path) -> 
     assert destination.read_text() == "old"
 
 
+def test_a_disk_that_takes_only_a_part(tmp_path: Path) -> None:
+    source, destination = tmp_path / "lora.safetensors", tmp_path / "out"
+    source.write_bytes(of_tensors(attention(inner=MB // 4, outer=MB // 4), {}))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2 * MB, hard))
+    try:
+        with pytest.raises(OSError, match="cannot write") as raised:
+            convert_lora_to_comfyui(source, destination)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (raised.value.errno, raised.value.filename) == (errno.EFBIG, str(destination))
+    assert os.listdir(tmp_path) == [source.name]
+
+
 ON_A_SMALL_DISK = """
 import os, sys
 from musubitraining import convert_lora_to_comfyui
@@ -477,11 +492,12 @@ elif fill == "files":
     except OSError:
         pass
 before = sorted(os.listdir(disk))
-try:
-    convert_lora_to_comfyui(source, destination)
-except OSError as error:
-    print(error.errno, error)
-assert sorted(os.listdir(disk)) == before
+for name in (destination, os.path.join(disk, "absent")):
+    try:
+        convert_lora_to_comfyui(source, name)
+    except OSError as error:
+        print(error.errno, error)
+    assert sorted(os.listdir(disk)) == before
 assert open(destination).read() == "what was there"
 """
 
@@ -509,5 +525,8 @@ def test_a_full_disk(tmp_path: Path, fill: str, words: str) -> None:
     python = [sys.executable, "-c", ON_A_SMALL_DISK, str(source), str(disk), fill]
     done = subprocess.run([*within, f'{mount} && exec "$@"', "sh", *python], capture_output=True, text=True)
     assert done.stderr == ""
-    assert done.stdout.startswith(f"{errno.ENOSPC} [Errno {errno.ENOSPC}] ")
-    assert re.search(words, done.stdout)
+    told = done.stdout.splitlines()
+    assert len(told) == 2
+    for line in told:
+        assert line.startswith(f"{errno.ENOSPC} [Errno {errno.ENOSPC}] ")
+        assert re.search(words, line)

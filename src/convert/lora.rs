@@ -157,12 +157,12 @@ impl<'a> Lora<'a> {
         let mut lora = Self {
             path,
             file,
-            data_start: 8 + u64::from_le_bytes(length),
+            data_start: u64::from_le_bytes(length).saturating_add(8),
             metadata: metadata.map(|metadata| metadata.into_iter().collect()),
             modules: BTreeMap::new(),
         };
         let found_bytes = lora.file.metadata().map_err(failed)?.len();
-        if lora.data_start + header.data_len() as u64 != found_bytes {
+        if found_bytes.checked_sub(lora.data_start) != Some(header.data_len() as u64) {
             return Err(lora.changed());
         }
         let mut modules: BTreeMap<String, BTreeMap<String, TensorInfo>> = BTreeMap::new();
@@ -194,7 +194,7 @@ impl<'a> Lora<'a> {
         Ok(lora)
     }
 
-    /// `what` is found and what to do.
+    /// `what` says what was expected, what was found, and what to do.
     pub fn refuse(&self, what: &str) -> Error {
         refused(self.path, what)
     }
