@@ -63,6 +63,7 @@ real: tools
 	@$(MAKE) --no-print-directory $(REAL_VENV)/ready
 	$(REAL_VENV)/bin/python real/compare.py "$(MUSUBI_TUNER_DIR)" . target/real
 	PYTHONPATH=target/real/library-ours $(REAL_VENV)/bin/python real/success.py "$(MUSUBI_TUNER_DIR)" target/real
+	PYTHONPATH=target/real/library-ours $(REAL_VENV)/bin/python real/convert.py "$(MUSUBI_TUNER_DIR)" target/real
 
 provoke:
 	@test -d target/real/small -a -d target/real/library-ours || { echo "make provoke: run make real first"; exit 1; }

@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import distributions
@@ -156,14 +156,17 @@ class Workplace:
         )
         return target
 
-    def train(self, name: str, library: Path, url: str, adapter: str = ADAPTER, *, bare: bool = False) -> Run:
+    def train(
+        self, name: str, library: Path, url: str, adapter: str = ADAPTER, *, bare: bool = False, **options: object
+    ) -> Run:
         """Run `train()` once; `bare` leaves it to the library to find the clone's `src`."""
         print(f"{name} …", end=" ", flush=True)
         folder = self._empty("run")
         paths = [library, HERE / "small"] if bare else [library, HERE / "small", self.musubi / "src"]
         began = time.monotonic()
         host = subprocess.run(
-            [sys.executable, HERE / "train.py", self.musubi, self.small / "models", adapter, url, folder],
+            [sys.executable, HERE / "train.py", self.musubi, self.small / "models", adapter, url, folder]
+            + [json.dumps(options)] * bool(options),
             env=self._environment(*paths),
             capture_output=True,
             text=True,
@@ -323,6 +326,11 @@ def compare_files(report: Report, what: str, original: Run, ours: Run) -> None:
     report.explain([f"content: {name}" for name in sorted(changed)])
 
 
+def without_conversion(run: Run) -> Run:
+    """The run as it would be with nothing said of the conversion."""
+    return replace(run, lines=[line for line in run.lines if " [convert:comfyui] " not in line])
+
+
 def compare_runs(report: Report, original: Run, ours: Run) -> None:
     """Everything that a user of the library can see."""
     print(f"\n{ours.name} / {original.name}")
@@ -404,11 +412,18 @@ def main() -> None:
         original = place.train("original", theirs, url)
         drop_in = place.train("ours", ours, url)
         bare = place.train("ours, bare clone", ours, url, bare=True)
+        warm = place.train("ours, warm start", ours, url, warm_start=True)
+        native = place.train("ours, native conversion", ours, url, native_convert=True)
         original_diffusers = place.train("original, diffusers adapter", theirs, url, DIFFUSERS_ADAPTER)
         drop_in_diffusers = place.train("ours, diffusers adapter", ours, url, DIFFUSERS_ADAPTER)
     report = Report()
     compare_runs(report, original, drop_in)
     compare_runs(report, original, bare)
+    for run in (warm, native):
+        compare_runs(report, without_conversion(original), without_conversion(run))
+        fell_back = [line for line in run.lines if "no warm start" in line or "not converted natively" in line]
+        report.say("nothing fell back", same=not fell_back)
+        report.explain(fell_back)
     compare_adapter(report, place, original, original_diffusers, drop_in_diffusers)
     print(f"\n{LEFT_OUT}\n{f'{report.differences} differences' if report.differences else 'all the same'}")
     sys.exit(bool(report.differences))

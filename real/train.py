@@ -1,11 +1,12 @@
 """One run of `train()` by the `musubitraining` that is on PYTHONPATH, with its log written down.
 
-usage: python train.py MUSUBI_TUNER_DIR MODELS ADAPTER URL RUN
+usage: python train.py MUSUBI_TUNER_DIR MODELS ADAPTER URL RUN [OPTIONS]
 
-RUN/training and RUN/output are the two folders of the run, RUN/log.txt holds its log lines (level, then message), and
+OPTIONS are further arguments of `train()`, as JSON. RUN/training and RUN/output are the two folders of the run, RUN/log.txt holds its log lines (level, then message), and
 the path that `train()` returns is printed.
 """
 
+import json
 import logging
 import sys
 from pathlib import Path
@@ -30,15 +31,16 @@ num_repeats = 1
 
 def main() -> None:
     """Train once, as a user of the library would."""
-    if len(sys.argv) != 6:
+    if len(sys.argv) not in (6, 7):
         sys.exit(__doc__)
-    musubi, models, adapter, url, run = sys.argv[1:]
+    musubi, models, adapter, url, run, *options = sys.argv[1:]
     logging.basicConfig(
         level=logging.INFO, format="%(levelname)s %(message)s", filename=Path(run) / "log.txt", encoding="utf-8"
     )
     training = f"{run}/training"
     trainer = MusubiTraining(models, Models(base_weights=adapter), training, f"{run}/output", musubi)
-    print(trainer.train(DATASET.format(training=training), url, "a photo of sks", max_train_steps=STEPS, seed=42))
+    given = {"max_train_steps": STEPS, "seed": 42} | json.loads(*options or ["{}"])
+    print(trainer.train(DATASET.format(training=training), url, "a photo of sks", **given))
 
 
 if __name__ == "__main__":
