@@ -1,4 +1,4 @@
-"""One run of `train()` by the library on PYTHONPATH; prints how long its optimisation steps took, and a sum of the LoRA.
+"""One run of `train()` by the library on PYTHONPATH; prints what its steps took, and a checksum of the LoRA.
 
 usage: python train_once.py MUSUBI_TUNER_DIR MODELS URL RUN OPTIONS
 

@@ -165,8 +165,16 @@ class Workplace:
         paths = [library, HERE / "small"] if bare else [library, HERE / "small", self.musubi / "src"]
         began = time.monotonic()
         host = subprocess.run(
-            [sys.executable, HERE / "train.py", self.musubi, self.small / "models", adapter, url, folder]
-            + [json.dumps(options)] * bool(options),
+            [
+                sys.executable,
+                HERE / "train.py",
+                self.musubi,
+                self.small / "models",
+                adapter,
+                url,
+                folder,
+                json.dumps(options),
+            ],
             env=self._environment(*paths),
             capture_output=True,
             text=True,

@@ -2,8 +2,8 @@
 
 usage: python train.py MUSUBI_TUNER_DIR MODELS ADAPTER URL RUN [OPTIONS]
 
-OPTIONS are further arguments of `train()`, as JSON. RUN/training and RUN/output are the two folders of the run, RUN/log.txt holds its log lines (level, then message), and
-the path that `train()` returns is printed.
+OPTIONS are further arguments of `train()`, as JSON. RUN/training and RUN/output are the two folders of the run,
+RUN/log.txt holds its log lines (level, then message), and the path that `train()` returns is printed.
 """
 
 import json

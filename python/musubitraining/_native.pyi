@@ -289,10 +289,10 @@ class MusubiTraining:
             max_train_steps: optimisation steps, at least 1.
             seed: of the training's random numbers, 0 to 2**32 - 1.
             warm_start: import PyTorch and the rest once for all steps, in one interpreter that begins while the photos
-                are downloaded and forks for each step, and convert natively. Where that cannot be, the log says why, and
-                each step has an interpreter of its own.
-            native_convert: convert with `convert_lora_to_comfyui` instead of the clone's script; where it cannot, the log
-                says why, and the script does.
+                are downloaded and forks for each step, and convert natively. Where that cannot be, the log says why,
+                and each step has an interpreter of its own.
+            native_convert: convert with `convert_lora_to_comfyui` instead of the clone's script; where it cannot, the
+                log says why, and the script does.
 
         Returns:
             The path of the converted LoRA, or of the trained one with `convert_for_comfyui=False`.
