@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from harness.library import Bench, Workspace
 
 README = Path(__file__).parent.parent / "README.md"
+LORA = Path(__file__).parent / "recorded/conversion/lora_float32.safetensors"
 
 
 def python_blocks(text: str) -> list[str]:
@@ -32,6 +34,7 @@ def runnable(block: str, workspace: Workspace) -> str:
 
 
 def run_block(block: str, workspace: Workspace) -> str:
+    shutil.copy(LORA, workspace.root / "my_lora.safetensors")
     script = workspace.root / "example.py"
     script.write_text(runnable(block, workspace), encoding="utf-8")
     done = subprocess.run(
