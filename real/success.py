@@ -77,18 +77,19 @@ def cancelled(place: Place) -> object:
     try:
         return place.train()
     except Cancelled as error:
-        left = [pid for pid in os.listdir("/proc") if pid.isdigit() and runs_the_tuner(pid)]
+        left = [pid for pid in os.listdir("/proc") if pid.isdigit() and trains(pid, place)]
         return f"{error}; processes left: {left}"
     finally:
         logging.getLogger("musubitraining").removeHandler(handler)
 
 
-def runs_the_tuner(pid: str) -> bool:
-    """Whether this process is a training's."""
+def trains(pid: str, place: Place) -> bool:
+    """Whether this process is that of a training here."""
     try:
-        return b"zimage_train_network" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        words = Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return False
+    return b"zimage_train_network" in words and os.fsencode(place.run) in words
 
 
 CASES: list[tuple[Callable[[Place], object], str]] = [

@@ -13,6 +13,10 @@ import traceback
 from typing import Any
 
 
+# For the library alone: its steps must not find it in their environment.
+TRAIN_OPTIONS = json.loads(os.environ.pop("TRAIN_OPTIONS", "{}"))
+
+
 class Work:
     """What a scenario is given: its folders, the URL of its zip, and short ways to the library."""
 
@@ -44,7 +48,7 @@ class Work:
         return (kind or MusubiTraining)(**self.arguments(**changes))
 
     def train(self, trainer: Any = None, **options: Any) -> Any:
-        options = json.loads(os.environ.get("TRAIN_OPTIONS", "{}")) | options
+        options = TRAIN_OPTIONS | options
         return (trainer or self.trainer()).train(self.toml, self.url, self.trigger_word, **options)
 
     def attempt(self, call: Any) -> Any:
