@@ -83,12 +83,14 @@ def main() -> None:
     folder, kind, name, count = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
     handlers: dict[str, Callable[[], logging.Handler]] = {
         "file": lambda: logging.FileHandler(folder / "log.txt", "w"),
+        "dated file": lambda: logging.FileHandler(folder / "log.txt", "w"),
         "null": logging.NullHandler,
         "latency": Latencies,
         "idle": lambda: Overhead(count),
     }
     handler = handlers[name]()
-    handler.setFormatter(logging.Formatter(FORMAT))
+    if name == "dated file":
+        handler.setFormatter(logging.Formatter(FORMAT))
     # So that none is added to the root.
     logging.basicConfig(handlers=[logging.NullHandler()])
     logger.addHandler(handler)
@@ -96,14 +98,14 @@ def main() -> None:
     logger.propagate = False
     trainer = MusubiTraining(str(folder), Models(), str(folder), str(folder), str(folder))
     command = [sys.executable, "-c", COMMANDS[kind].format(count)]
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     trainer._run_cmd("train", command, cwd=str(folder))
-    told: dict[str, object] = {"seconds": time.perf_counter() - start}
+    told: dict[str, object] = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu_start}
     if isinstance(handler, Latencies):
         told["latencies"] = handler.seconds
     if isinstance(handler, Overhead):
         (began, cpu_before, _), (ended, cpu, resident) = handler.at
-        told |= {"cpu": (cpu - cpu_before) / (ended - began), "resident": resident}
+        told |= {"cpu_share": (cpu - cpu_before) / (ended - began), "resident": resident}
     print(json.dumps(told))
 
 

@@ -279,6 +279,7 @@ fn open_on_disk(path: &Path) -> Option<(File, u64)> {
 }
 
 #[cfg(test)]
+#[cfg(target_os = "linux")]
 mod tests {
     use std::fs;
     use std::sync::mpsc;

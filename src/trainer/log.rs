@@ -46,9 +46,13 @@ impl<'py> Log<'py> {
     pub fn of_lines(&self, step: &Bound<'py, PyAny>) -> PyResult<LinesLog<'_, 'py>> {
         // What has no such functions is a stand-in for a logger.
         let copier = if self.makes_plain_records().unwrap_or(false) {
+            let filters = self.0.getattr("filters")?.is_truthy()?;
+            let has_to_ask = filters || self.0.getattr("disabled")?.is_truthy()?;
             Some(Copier {
-                is_enabled: self.0.getattr("isEnabledFor")?,
-                handle: self.0.getattr("handle")?,
+                is_enabled: self.0.call_method1("isEnabledFor", (INFO,))?.is_truthy()?,
+                handle: self
+                    .0
+                    .getattr(if has_to_ask { "handle" } else { "callHandlers" })?,
                 first: None,
             })
         } else {
@@ -67,7 +71,14 @@ impl<'py> Log<'py> {
         let file_of =
             |function: Bound<'py, PyAny>| function.getattr("__code__")?.getattr("co_filename");
         let ours = file_of(logging.getattr("getLogger")?)?;
-        for name in ["info", "_log", "findCaller", "makeRecord"] {
+        for name in [
+            "info",
+            "_log",
+            "findCaller",
+            "makeRecord",
+            "handle",
+            "filter",
+        ] {
             if !file_of(self.0.getattr(name)?)?.eq(&ours)? {
                 return Ok(false);
             }
@@ -81,7 +92,7 @@ impl<'py> Log<'py> {
 ///
 /// Most of what `Logger.info` costs is to look for its caller and to find out some twenty attributes of the record, which
 /// are the same for all these lines but for text and time: the first line's record is made by the logger, those of the
-/// others are copies.
+/// others are copies. What is asked of the logger is asked once, too.
 pub struct LinesLog<'log, 'py> {
     log: &'log Log<'py>,
     step: Bound<'py, PyAny>,
@@ -90,7 +101,7 @@ pub struct LinesLog<'log, 'py> {
 }
 
 struct Copier<'py> {
-    is_enabled: Bound<'py, PyAny>,
+    is_enabled: bool,
     handle: Bound<'py, PyAny>,
     first: Option<Record<'py>>,
 }
@@ -111,7 +122,7 @@ impl LinesLog<'_, '_> {
         let Some(copier) = &mut self.copier else {
             return self.log.info((FORMAT, &self.step, line));
         };
-        if !copier.is_enabled.call1((INFO,))?.is_truthy()? {
+        if !copier.is_enabled {
             return Ok(());
         }
         let logger = &self.log.0;
