@@ -12,12 +12,14 @@ mod tls;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use crate::disk::{self, remove};
 use crate::error::Error;
 use crate::task::{LogLine, Task};
-use archive::{Extraction, Limits, Photo, shown};
+use archive::{Arrival, Extraction, Limits, Photo, shown};
 use download::{Patience, RedactedUrl};
 
 /// What a dataset is made from.
@@ -232,27 +234,27 @@ fn build(
     task.info(format!(
         "[dataset] downloading images zip (url={shown_url}...)"
     ))?;
-    let zip = staging.images_zip();
-    let downloaded = download::download(url, &zip, patience, task)?;
-    task.info(format!(
-        "[dataset] downloaded zip bytes={}",
-        downloaded.bytes
-    ))?;
-
     let extracted = staging.0.join("extracted");
     fs::create_dir(&extracted).map_err(disk::failed("create", &extracted))?;
+    let zip = Arrival::create(&staging.images_zip(), &extracted, limits)?;
+    let mut downloaded = download::download(url, zip, patience, task)?;
+    task.info(format!(
+        "[dataset] downloaded zip bytes={}",
+        downloaded.zip.bytes()
+    ))?;
+
     let Extraction {
         photos,
         left_out,
         others,
     } = archive::extract(
-        &zip,
+        &mut downloaded.zip,
         downloaded.content_type.as_deref(),
-        &extracted,
         limits,
         task,
     )?;
-    fs::remove_file(&zip).map_err(Error::io("remove", &zip))?;
+    let zip = downloaded.zip.path();
+    fs::remove_file(zip).map_err(Error::io("remove", zip))?;
 
     let mut left_out: Vec<(String, String)> = left_out
         .into_iter()
@@ -293,9 +295,8 @@ fn judge(
 ) -> Result<Vec<Photo>, Error> {
     let mut open = Vec::new();
     let mut faulty = Vec::new();
-    for photo in photos {
-        task.check()?;
-        match image::fault(&photo.path).map_err(Error::io("read", &photo.path))? {
+    for mut photo in photos {
+        match photo.fault.take() {
             None => open.push(photo),
             Some(reason) => faulty.push((photo, reason)),
         }
@@ -313,7 +314,7 @@ fn judge(
     left_out.extend(
         faulty
             .into_iter()
-            .map(|(photo, reason)| (photo.entry_name, reason)),
+            .map(|(photo, reason)| (photo.entry_name, reason.into_string())),
     );
     Ok(open)
 }
@@ -325,23 +326,46 @@ fn place(
     trigger_word: &str,
     task: &Task<LogLine>,
 ) -> Result<(), Error> {
+    /// Fewer are not worth a thread.
+    const SHARE: usize = 500;
     let entry_names: Vec<&str> = photos
         .iter()
         .map(|photo| photo.entry_name.as_str())
         .collect();
-    for (photo, name) in photos.iter().zip(archive::flat_names(&entry_names)) {
-        task.check()?;
-        if photo.entry_name.rsplit('/').next() != Some(&name) {
+    let names = archive::flat_names(&entry_names);
+    for (photo, name) in photos.iter().zip(&names) {
+        if photo.entry_name.rsplit('/').next() != Some(name) {
             task.info(format!(
                 "[dataset] renamed {} to {name}",
                 shown(&photo.entry_name)
             ))?;
         }
-        let path = images.join(name);
-        fs::rename(&photo.path, &path).map_err(Error::io("name a photo", &path))?;
-        caption::write(&path, trigger_word)?;
     }
-    Ok(())
+    let place = |photos: &[Photo], names: &[String]| {
+        for (photo, name) in photos.iter().zip(names) {
+            task.check()?;
+            let path = images.join(name);
+            fs::rename(&photo.path, &path).map_err(Error::io("name a photo", &path))?;
+            caption::write(&path, trigger_word)?;
+        }
+        Ok(())
+    };
+    if photos.len() < 2 * SHARE {
+        return place(photos, &names);
+    }
+    let half = photos.len() / 2;
+    thread::scope(|scope| {
+        let first =
+            thread::Builder::new().spawn_scoped(scope, || place(&photos[..half], &names[..half]));
+        let second = place(&photos[half..], &names[half..]);
+        match first {
+            Ok(first) => first
+                .join()
+                .unwrap_or_else(|panic| resume_unwind(panic))
+                .and(second),
+            Err(_) => place(&photos[..half], &names[..half]).and(second),
+        }
+    })
 }
 
 /// A word on what a user may have meant to train on.

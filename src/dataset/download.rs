@@ -9,17 +9,15 @@ mod redirect;
 mod tests;
 mod transfer;
 
-use std::fs::File;
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Read, Seek, SeekFrom};
-use std::path::Path;
 use std::time::Duration;
 
-use reqwest::StatusCode;
-use reqwest::blocking::Client;
 use reqwest::header;
+use reqwest::{Client, StatusCode};
 
 use super::DatasetLimits;
+use super::archive::{Arrival, Zip};
 use crate::error::Error;
 use crate::task::{LogLine, Task};
 pub use address::RedactedUrl;
@@ -68,39 +66,40 @@ impl Default for Patience {
 #[derive(Debug)]
 pub struct Downloaded {
     /// Without the `Content-Encoding`.
-    pub bytes: u64,
+    pub zip: Zip,
     pub content_type: Option<String>,
 }
 
-/// Fetches `url` into the file `to`.
+/// Fetches `url`.
 ///
 /// # Errors
 /// [`Error::Download`] when the server or the way to it fails (after the retries, where trying again can help),
 /// [`Error::Io`] when the disk does, [`Error::Cancelled`].
 pub fn download(
     url: &RedactedUrl,
-    to: &Path,
+    to: Arrival,
     patience: &Patience,
     task: &Task<LogLine>,
 ) -> Result<Downloaded, Error> {
     let client = client(url, patience)?;
-    let mut partial = Partial::create(to)?;
+    let mut partial = Partial::new(to);
     let mut fruitless = 0;
     let mut pause = patience.first_pause;
     let mut furthest = 0;
     let mut cut_at = None;
     loop {
         let failure = match attempt(&client, url, &mut partial, patience, task) {
-            Ok(downloaded) => {
+            Ok(content_type) => {
                 // A server that promises too few bytes, or whose own source broke off, passes for one that has sent
                 // all. One that does so twice at the same byte has no more than this, which the reader of the zip
                 // will say.
-                let was_cut_at = cut_at.replace(downloaded.bytes);
+                let was_cut_at = cut_at.replace(partial.written());
                 if was_cut_at == cut_at
                     || fruitless + 1 >= patience.tries
-                    || !is_cut_zip(to).map_err(Error::io("read", to))?
+                    || !is_cut_zip(&mut partial)?
                 {
-                    return Ok(downloaded);
+                    let zip = partial.zip.finish()?;
+                    return Ok(Downloaded { zip, content_type });
                 }
                 Failure::connection(
                     "the zip has no end, and the server may have promised too few bytes of it",
@@ -111,11 +110,11 @@ pub fn download(
         };
         // Only what no try has had before, so that a file that changes with every try is not tried for ever.
         if partial.resumption().is_some()
-            && partial.written.saturating_sub(furthest) >= patience.progress_bytes
+            && partial.written().saturating_sub(furthest) >= patience.progress_bytes
         {
             (fruitless, pause) = (0, patience.first_pause);
         }
-        furthest = furthest.max(partial.written);
+        furthest = furthest.max(partial.written());
         fruitless += 1;
         if !failure.worth_retrying || fruitless >= patience.tries {
             return Err(failure.into_error(url, fruitless));
@@ -138,15 +137,18 @@ pub fn download(
 }
 
 /// Whether a file begins as a zip does and has no such end: a record of 22 bytes, and maybe a comment behind it.
-fn is_cut_zip(path: &Path) -> io::Result<bool> {
-    let mut file = File::open(path)?;
-    let mut head = Vec::new();
-    file.by_ref().take(4).read_to_end(&mut head)?;
-    let tail_start = file.metadata()?.len().saturating_sub(22 + 0xffff);
-    file.seek(SeekFrom::Start(tail_start))?;
-    let mut tail = Vec::new();
-    file.read_to_end(&mut tail)?;
-    Ok(head == b"PK\x03\x04" && !tail.windows(22).any(|end| end.starts_with(b"PK\x05\x06")))
+fn is_cut_zip(partial: &mut Partial) -> Result<bool, Error> {
+    let zip = partial.zip.so_far()?;
+    let look = || -> io::Result<bool> {
+        let mut reader = zip.reader();
+        let mut head = Vec::new();
+        reader.by_ref().take(4).read_to_end(&mut head)?;
+        reader.seek(SeekFrom::Start(zip.bytes().saturating_sub(22 + 0xffff)))?;
+        let mut tail = Vec::new();
+        reader.read_to_end(&mut tail)?;
+        Ok(head == b"PK\x03\x04" && !tail.windows(22).any(|end| end.starts_with(b"PK\x05\x06")))
+    };
+    look().map_err(Error::io("read", zip.path()))
 }
 
 /// Between half of `pause` and all of it, so that many clients of one server do not come back at the same moment.
@@ -157,14 +159,14 @@ fn jittered(pause: Duration) -> Duration {
     pause.mul_f64(0.5 + fraction / 2.0)
 }
 
-/// One request, its answer written behind what is there already.
+/// One request, its answer written behind what is there already; the `Content-Type`.
 fn attempt(
     client: &Client,
     url: &RedactedUrl,
     partial: &mut Partial,
     patience: &Patience,
     task: &Task<LogLine>,
-) -> Result<Downloaded, Stop> {
+) -> Result<Option<String>, Stop> {
     let resumption = partial.resumption();
     if resumption.is_none() {
         partial.restart()?;
@@ -195,24 +197,24 @@ fn attempt(
         if let Some(total) = version.total {
             check_limit(total, patience)?;
         }
-        partial.version = Some(version);
-        partial.require_room()?;
+        partial.begin(version)?;
     }
     let total = partial.version.as_ref().and_then(|version| version.total);
     loop {
         let event = events.next();
-        match event.map_err(|stop| stop.after(partial.written, total))? {
+        match event.map_err(|stop| stop.after(partial.written(), total))? {
             Event::Chunk(chunk) => {
-                check_limit(partial.written + chunk.len() as u64, patience)?;
-                partial.append(&chunk)?;
+                let chunk = (*chunk).as_ref();
+                check_limit(partial.written() + chunk.len() as u64, patience)?;
+                partial.append(chunk)?;
             }
             Event::End => break,
             Event::Head { .. } | Event::Failed(_) => {}
         }
     }
-    if let Some(total) = total.filter(|total| *total != partial.written) {
-        let reason = format!("{} of {total} bytes arrived", partial.written);
-        if partial.written > total {
+    if let Some(total) = total.filter(|total| *total != partial.written()) {
+        let reason = format!("{} of {total} bytes arrived", partial.written());
+        if partial.written() > total {
             partial.restart()?;
         }
         return Err(Stop::Try(Failure::connection(reason)));
@@ -222,11 +224,8 @@ fn attempt(
         .take()
         .map(|version| version.encodings)
         .unwrap_or_default();
-    let bytes = undo_encodings(partial, encodings, patience, task)?;
-    Ok(Downloaded {
-        bytes,
-        content_type: text(&headers, &header::CONTENT_TYPE).map(str::to_owned),
-    })
+    undo_encodings(partial, encodings, patience, task)?;
+    Ok(text(&headers, &header::CONTENT_TYPE).map(str::to_owned))
 }
 
 /// # Errors

@@ -2,23 +2,45 @@
 //! its end. Musubi Tuner stops on one that does not, minutes later and without always naming it.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
+use std::io::{self, BufRead, BufReader, Cursor, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 
 use imagesize::{Compression, ImageType};
 
 /// Pillow, which opens the photos for Musubi Tuner, refuses more as a decompression bomb.
 const MOST_PIXELS: u64 = 178_956_970;
 
-/// What keeps the file at `path` from opening, as far as it shows without decoding; `None` where nothing does.
+/// A photo, on disk or in memory.
+pub trait Photo: Read + Seek {
+    /// Where it is read from on is left as it is.
+    ///
+    /// # Errors
+    /// What reading gives.
+    fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<usize>;
+}
+
+impl Photo for File {
+    fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<usize> {
+        FileExt::read_at(self, buffer, at)
+    }
+}
+
+impl Photo for Cursor<&[u8]> {
+    fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<usize> {
+        let at = usize::try_from(at).unwrap_or(usize::MAX);
+        let mut there = self.get_ref().get(at..).unwrap_or_default();
+        there.read(buffer)
+    }
+}
+
+/// What keeps a photo from opening, as far as it shows without decoding; `None` where nothing does.
 ///
 /// # Errors
 /// What reading it gives.
-pub fn fault(path: &Path) -> io::Result<Option<String>> {
-    let file = File::open(path)?;
-    let bytes = file.metadata()?.len();
-    let mut reader = BufReader::with_capacity(16 << 10, file);
+pub fn fault(mut photo: impl Photo) -> io::Result<Option<String>> {
+    let bytes = photo.seek(SeekFrom::End(0))?;
+    photo.rewind()?;
+    let mut reader = BufReader::with_capacity(16 << 10, photo);
     if bytes == 0 {
         return Ok(Some("it is empty".to_owned()));
     }
@@ -94,9 +116,9 @@ pub fn fault(path: &Path) -> io::Result<Option<String>> {
         .and_then(|size| size_fault(size.width as u64, size.height as u64)))
 }
 
-fn head_of(file: &File) -> io::Result<[u8; 16]> {
+fn head_of(photo: &impl Photo) -> io::Result<[u8; 16]> {
     let mut head = [0; 16];
-    let _ = file.read_at(&mut head, 0)?;
+    let _ = photo.read_at(&mut head, 0)?;
     Ok(head)
 }
 
@@ -126,7 +148,7 @@ fn content(head: &[u8]) -> &'static str {
 
 /// Walks the segments to the end-of-image marker, without which Pillow calls a JPEG truncated. A thumbnail's own
 /// marker lies inside a segment, and coded data holds none.
-fn jpeg_fault(reader: &mut BufReader<File>, bytes: u64) -> io::Result<Option<String>> {
+fn jpeg_fault<P: Photo>(reader: &mut BufReader<P>, bytes: u64) -> io::Result<Option<String>> {
     let cut = || {
         Ok(Some(format!(
             "it is a JPEG that is cut short at {bytes} bytes"
@@ -185,12 +207,12 @@ fn jpeg_fault(reader: &mut BufReader<File>, bytes: u64) -> io::Result<Option<Str
 
 /// Whether the end-of-image marker is among the last bytes: last of all, or before what some cameras and phones append.
 /// The reader stands where the coded data begins.
-fn ends_near_the_end(reader: &mut BufReader<File>, bytes: u64) -> io::Result<bool> {
+fn ends_near_the_end<P: Photo>(reader: &mut BufReader<P>, bytes: u64) -> io::Result<bool> {
     const NEAR: u64 = 64 << 10;
-    let ends = |file: &File, bytes_back: u64, begin: u64| -> io::Result<bool> {
+    let ends = |photo: &P, bytes_back: u64, begin: u64| -> io::Result<bool> {
         let start = bytes.saturating_sub(bytes_back).max(begin);
         let mut tail = vec![0; usize::try_from(bytes.saturating_sub(start)).unwrap_or_default()];
-        file.read_exact_at(&mut tail, start)?;
+        read_exact_at(photo, &mut tail, start)?;
         Ok(tail.windows(2).any(|marker| marker == [0xff, 0xd9]))
     };
     let begin = reader.stream_position()?;
@@ -224,12 +246,12 @@ fn next_marker(reader: &mut impl BufRead) -> io::Result<Option<u8>> {
 
 /// Whether the picture's data is missing or runs past the end of the file. A missing or cut last chunk alone does not
 /// keep a PNG from opening.
-fn png_is_cut(file: &File, bytes: u64) -> io::Result<bool> {
+fn png_is_cut(photo: &impl Photo, bytes: u64) -> io::Result<bool> {
     const END: &[u8] = b"\0\0\0\0IEND\xae\x42\x60\x82";
     let read = |position: u64| -> io::Result<[u8; 12]> {
         let mut chunk = [0; 12];
         let there = usize::try_from(bytes.saturating_sub(position)).unwrap_or(chunk.len());
-        file.read_exact_at(&mut chunk[..there.min(12)], position)?;
+        read_exact_at(photo, &mut chunk[..there.min(12)], position)?;
         Ok(chunk)
     };
     let ends = bytes > 12 && read(bytes - 12)? == *END;
@@ -251,6 +273,21 @@ fn png_is_cut(file: &File, bytes: u64) -> io::Result<bool> {
     Ok(!has_data)
 }
 
+fn read_exact_at(photo: &impl Photo, mut buffer: &mut [u8], mut at: u64) -> io::Result<()> {
+    while !buffer.is_empty() {
+        match photo.read_at(buffer, at) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => {
+                buffer = &mut buffer[count..];
+                at += count as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
 /// Fills the buffer; false where the file ends before.
 fn filled(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<bool> {
     match reader.read_exact(buffer) {
@@ -269,7 +306,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.jpg");
         std::fs::write(&path, content).unwrap();
-        fault(&path).unwrap()
+        let on_disk = fault(File::open(&path).unwrap()).unwrap();
+        assert_eq!(fault(Cursor::new(content)).unwrap(), on_disk);
+        on_disk
     }
 
     #[test]
@@ -361,7 +400,8 @@ mod tests {
             }
             for content in [&large, &chunks] {
                 std::fs::write(&path, content).unwrap();
-                let judged = read_by(&|| assert_eq!(fault(&path).unwrap(), None));
+                let judged =
+                    read_by(&|| assert_eq!(fault(File::open(&path).unwrap()).unwrap(), None));
                 assert!(judged < BYTES as u64 / 20, "{judged} bytes are read");
             }
         }

@@ -2,13 +2,12 @@
 
 use std::cell::Cell;
 use std::fmt;
-use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::FileExt;
 
 use zip::read::{ZipReadOptions, read_zipfile_from_stream_with_options};
 use zip::result::{ZipError, ZipResult};
 
+use super::Zip;
 use super::directory::Entry;
 
 /// How an entry is compressed, of the ways that have a number.
@@ -70,7 +69,7 @@ impl fmt::Display for Method {
 /// says of it is what is read.
 pub struct Compressed<'a> {
     header: io::Cursor<[u8; HEADER_BYTES]>,
-    file: &'a File,
+    zip: &'a Zip,
     /// Read up to here; looked at while the data are read.
     at: &'a Cell<u64>,
     end: u64,
@@ -83,13 +82,13 @@ impl<'a> Compressed<'a> {
     ///
     /// # Errors
     /// What reading the file gives, and an LZMA dictionary larger than is allowed.
-    pub fn of(file: &'a File, entry: &Entry, at: &'a Cell<u64>) -> io::Result<Self> {
+    pub fn of(zip: &'a Zip, entry: &Entry, at: &'a Cell<u64>) -> io::Result<Self> {
         const SIZES_ELSEWHERE: u8 = 1 << 3;
         let method = match Method::of(entry.method) {
             // What some writers make of an empty file, whatever the method.
             _ if entry.compressed_bytes == 0 => 0,
             Some(Method::Lzma) => {
-                check_dictionary(file, at.get())?;
+                check_dictionary(zip, at.get())?;
                 entry.method
             }
             _ => entry.method,
@@ -100,7 +99,7 @@ impl<'a> Compressed<'a> {
         header[8..10].copy_from_slice(&method.to_le_bytes());
         Ok(Self {
             header: io::Cursor::new(header),
-            file,
+            zip,
             at,
             end: at.get().saturating_add(entry.compressed_bytes),
         })
@@ -135,19 +134,19 @@ impl Read for Compressed<'_> {
         let most = buffer
             .len()
             .min(usize::try_from(left).unwrap_or(usize::MAX));
-        let count = self.file.read_at(&mut buffer[..most], self.at.get())?;
+        let count = self.zip.read_at(&mut buffer[..most], self.at.get())?;
         self.at.set(self.at.get() + count as u64);
         Ok(count)
     }
 }
 
 /// The crate takes as much memory as an entry asks for.
-fn check_dictionary(file: &File, data_start: u64) -> io::Result<()> {
+fn check_dictionary(zip: &Zip, data_start: u64) -> io::Result<()> {
     /// What the program that defined the format uses at its highest level.
     const LARGEST_BYTES: u32 = 64 << 20;
     // A version, the length of the properties, and the first of these, before it.
     let mut bytes = [0; 4];
-    file.read_exact_at(&mut bytes, data_start + 5)?;
+    zip.read_exact_at(&mut bytes, data_start + 5)?;
     let dictionary = u32::from_le_bytes(bytes);
     if dictionary > LARGEST_BYTES {
         return Err(io::Error::other(format!(

@@ -1,11 +1,10 @@
 //! Where a zip's directory lies and what it says of each entry, as Python's `zipfile` finds and reads it: by its size.
 //! The number of entries in the record at the end is wrong in zips of some writers, most of all from 65,536 on.
 
-use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
 
 use super::names::decoded_name;
-use super::{Limits, Zip, damaged};
+use super::{Limits, Zip, ZipReader, damaged};
 use crate::error::Error;
 
 const END: &[u8] = b"PK\x05\x06";
@@ -36,6 +35,10 @@ pub struct Entry {
     pub bytes: u64,
     pub header_start: u64,
 }
+
+/// Flags: of one entry, of one entry in a stronger way, and of the directory; and of data that change other data.
+pub const ENCRYPTED: u16 = 1 | 1 << 6 | 1 << 13;
+pub const PATCH: u16 = 1 << 5;
 
 pub const FOLDER: u32 = 0o040_000;
 
@@ -70,18 +73,18 @@ impl EndRecord {
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn find(zip: &Zip<'_>, limits: &Limits) -> Result<Result<Self, String>, Error> {
-        Self::find_in(&zip.file, limits).map_err(|error| zip.unreadable(error))
+    pub fn find(zip: &Zip, limits: &Limits) -> Result<Result<Self, String>, Error> {
+        Self::find_in(zip, limits).map_err(|error| zip.unreadable(error))
     }
 
-    fn find_in(file: &File, limits: &Limits) -> io::Result<Result<Self, String>> {
+    fn find_in(zip: &Zip, limits: &Limits) -> io::Result<Result<Self, String>> {
         /// Of what reads like such records.
         const MOST: usize = 64;
-        let length = file.metadata()?.len();
+        let length = zip.bytes;
         let before = END_64_BYTES + LOCATOR_64_BYTES;
         let tail_start = length.saturating_sub((END_BYTES + 0xffff + before) as u64);
         let mut tail = Vec::new();
-        let mut reader = BufReader::new(file);
+        let mut reader = BufReader::new(zip.reader());
         reader.seek(SeekFrom::Start(tail_start))?;
         reader.read_to_end(&mut tail)?;
 
@@ -176,7 +179,7 @@ impl EndRecord {
 
     /// # Errors
     /// [`Error::BadZip`] for more than is allowed, or numbers and names that cannot be; [`Error::Io`].
-    pub fn entries(&self, zip: &Zip<'_>, limits: &Limits) -> Result<Vec<Entry>, Error> {
+    pub fn entries(&self, zip: &Zip, limits: &Limits) -> Result<Vec<Entry>, Error> {
         /// A name, extra fields and a comment, on the average: what all of them take has to fit into memory.
         const MOST_ENTRY_BYTES: u64 = 512;
         /// The longest path that a system takes.
@@ -195,7 +198,7 @@ impl EndRecord {
                 limits.entries
             )));
         }
-        let mut reader = BufReader::new(&zip.file);
+        let mut reader = BufReader::new(zip.reader());
         let io = |error| zip.unreadable(error);
         reader
             .seek(SeekFrom::Start(self.directory_start()))
@@ -333,7 +336,11 @@ fn end_64(tail: &[u8], at: usize, tail_start: u64) -> Result<Option<(u64, &[u8])
 }
 
 /// Whether headers lie there, one after the other, and nothing else; looked at up to one more than `limit`.
-fn is_directory(reader: &mut BufReader<&File>, end: &EndRecord, limit: u64) -> io::Result<bool> {
+fn is_directory(
+    reader: &mut BufReader<ZipReader<'_>>,
+    end: &EndRecord,
+    limit: u64,
+) -> io::Result<bool> {
     if end.directory_bytes > end.directory_end {
         return Ok(false);
     }

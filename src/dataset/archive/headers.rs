@@ -3,8 +3,8 @@
 
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 
+use super::arrival::Seen;
 use super::content::Method;
 use super::directory::{self, Entry, extra_fields, fill_from_zip64, number, number_16, number_32};
 use super::names::shown;
@@ -14,6 +14,7 @@ use crate::task::{LogLine, Task};
 
 const HEADER: &[u8] = b"PK\x03\x04";
 const HEADER_BYTES: usize = 30;
+/// Of the file alone: of its directory, the local header does not tell.
 const ENCRYPTED: u16 = 1;
 /// Its numbers follow the data, since they were not known before.
 const HAS_DESCRIPTOR: u16 = 1 << 3;
@@ -24,7 +25,7 @@ const HAS_DESCRIPTOR: u16 = 1 << 3;
 /// # Errors
 /// [`Error::BadZip`] for the first lie, [`Error::Io`], [`Error::Cancelled`].
 pub fn check(
-    zip: &Zip<'_>,
+    zip: &Zip,
     entries: &[Entry],
     directory_start: u64,
     task: &Task<LogLine>,
@@ -63,18 +64,21 @@ pub fn check(
     Ok(data_starts)
 }
 
-struct LocalHeader {
-    raw_name: Vec<u8>,
-    flags: u16,
-    method: u16,
+/// The longest header, with a name and extra fields.
+pub const MOST_BYTES: usize = HEADER_BYTES + 2 * 0xffff;
+
+pub struct LocalHeader {
+    pub raw_name: Vec<u8>,
+    pub flags: u16,
+    pub method: u16,
     crc32: u32,
-    compressed_bytes: u64,
-    bytes: u64,
-    data_start: u64,
+    pub compressed_bytes: u64,
+    pub bytes: u64,
+    pub data_start: u64,
 }
 
 impl LocalHeader {
-    fn read(zip: &Zip<'_>, entry: &Entry) -> Result<Self, Error> {
+    fn read(zip: &Zip, entry: &Entry) -> Result<Self, Error> {
         let at = entry.header_start;
         let missing = |error: io::Error| {
             damaged(
@@ -82,25 +86,27 @@ impl LocalHeader {
                 &format!("the header before its data, at byte {at}, cannot be read: {error}"),
             )
         };
-        let mut header = [0; HEADER_BYTES];
-        zip.file.read_exact_at(&mut header, at).map_err(missing)?;
+        let mut header = vec![0; HEADER_BYTES];
+        zip.read_exact_at(&mut header, at).map_err(missing)?;
         if !header.starts_with(HEADER) {
             return Err(damaged(
                 &entry.name,
                 &format!("the directory has it at byte {at}, where no header of a file begins"),
             ));
         }
-        let name_bytes = usize::from(number_16(&header, 26));
-        let extra_bytes = usize::from(number_16(&header, 28));
-        let mut raw_name = vec![0; name_bytes + extra_bytes];
-        let name_start = at + HEADER_BYTES as u64;
-        zip.file
-            .read_exact_at(&mut raw_name, name_start)
+        header.resize(HEADER_BYTES + names_bytes(&header), 0);
+        zip.read_exact_at(&mut header[HEADER_BYTES..], at + HEADER_BYTES as u64)
             .map_err(missing)?;
-        let extra = raw_name.split_off(name_bytes);
-        let mut compressed_bytes = number(&header, 18, 4);
-        let mut bytes = number(&header, 22, 4);
-        for (kind, content) in extra_fields(&extra).filter_map(Result::ok) {
+        Ok(Self::parse(&header, at))
+    }
+
+    /// All of a header, which lies at `at`.
+    fn parse(header: &[u8], at: u64) -> Self {
+        let name_end = HEADER_BYTES + usize::from(number_16(header, 26));
+        let (raw_name, extra) = (&header[HEADER_BYTES..name_end], &header[name_end..]);
+        let mut compressed_bytes = number(header, 18, 4);
+        let mut bytes = number(header, 22, 4);
+        for (kind, content) in extra_fields(extra).filter_map(Result::ok) {
             if kind == directory::ZIP64 {
                 // Without it, a number that is said to be there stays what it is, and is held against the directory's.
                 let _ = fill_from_zip64(
@@ -112,15 +118,23 @@ impl LocalHeader {
                 );
             }
         }
-        Ok(Self {
-            raw_name,
-            flags: number_16(&header, 6),
-            method: number_16(&header, 8),
-            crc32: number_32(&header, 14),
+        Self {
+            raw_name: raw_name.to_vec(),
+            flags: number_16(header, 6),
+            method: number_16(header, 8),
+            crc32: number_32(header, 14),
             compressed_bytes,
             bytes,
-            data_start: name_start + (name_bytes + extra_bytes) as u64,
-        })
+            data_start: at + header.len() as u64,
+        }
+    }
+
+    pub fn has_descriptor(&self) -> bool {
+        self.flags & HAS_DESCRIPTOR != 0
+    }
+
+    pub fn is_unreadable(&self) -> bool {
+        self.flags & (directory::ENCRYPTED | directory::PATCH) != 0
     }
 
     fn refuse_disagreement(&self, entry: &Entry) -> Result<(), Error> {
@@ -164,44 +178,62 @@ impl LocalHeader {
     }
 }
 
+/// Of a header that begins with these bytes.
+fn names_bytes(header: &[u8]) -> usize {
+    usize::from(number_16(header, 26)) + usize::from(number_16(header, 28))
+}
+
+/// What follows the data of an entry, as far as a stream can tell, and how long it is.
+pub enum Next {
+    /// More of it has to come.
+    Unknown,
+    Header(LocalHeader, usize),
+    Descriptor(usize),
+    SomethingElse,
+}
+
+impl Next {
+    /// What lies at `at`, given how it begins and the entry whose data end there.
+    pub fn of(bytes: &[u8], at: u64, last: Option<&Seen>) -> Self {
+        if bytes.len() < HEADER_BYTES {
+            return Self::Unknown;
+        }
+        if bytes.starts_with(HEADER) {
+            let length = HEADER_BYTES + names_bytes(bytes);
+            return match bytes.get(..length) {
+                Some(header) => Self::Header(LocalHeader::parse(header, at), length),
+                None => Self::Unknown,
+            };
+        }
+        let described = |last: &Seen| {
+            let numbers = [u64::from(last.crc32), last.compressed_bytes, last.bytes];
+            let mut shapes = descriptor_shapes(bytes).into_iter();
+            shapes.find_map(|(length, found)| (found == numbers).then_some(length))
+        };
+        match last.and_then(described) {
+            Some(length) => Self::Descriptor(length),
+            None => Self::SomethingElse,
+        }
+    }
+}
+
 /// How long the descriptor behind an entry's data is, which takes four shapes: with a signature or without, and with
 /// sizes of four bytes or of eight. Some writers announce one and write none.
-fn descriptor_bytes(zip: &Zip<'_>, entry: &Entry, gap: &Range<u64>) -> Result<u64, Error> {
-    const SIGNATURE: &[u8] = b"PK\x07\x08";
+fn descriptor_bytes(zip: &Zip, entry: &Entry, gap: &Range<u64>) -> Result<u64, Error> {
     const LONGEST: u64 = 24;
     let gap_bytes = gap.end - gap.start;
     let mut bytes = vec![0; usize::try_from(gap_bytes.min(LONGEST)).unwrap_or_default()];
-    zip.read_at(&mut bytes, gap.start)?;
+    zip.fill(&mut bytes, gap.start)?;
     let is_signed = bytes.starts_with(SIGNATURE);
-    let shape = |start: usize, width: usize| {
-        let length = start + 4 + 2 * width;
-        (bytes.len() >= length).then(|| {
-            let numbers = [
-                number(&bytes, start, 4),
-                number(&bytes, start + 4, width),
-                number(&bytes, start + 4 + width, width),
-            ];
-            (length as u64, numbers)
-        })
-    };
-    // What reads like a signature may be a checksum.
-    let starts: &[usize] = if is_signed {
-        &[SIGNATURE.len(), 0]
-    } else {
-        &[0]
-    };
-    let shapes: Vec<_> = starts
-        .iter()
-        .flat_map(|start| [4, 8].into_iter().filter_map(|width| shape(*start, width)))
-        .collect();
+    let shapes = descriptor_shapes(&bytes);
     let directory = [u64::from(entry.crc32), entry.compressed_bytes, entry.bytes];
     if let Some((length, _)) = shapes.iter().find(|(_, numbers)| *numbers == directory) {
-        return Ok(*length);
+        return Ok(*length as u64);
     }
     // None is right. It is a lie where it can only be a descriptor.
     let lie = shapes
         .iter()
-        .find(|(length, _)| *length == gap_bytes)
+        .find(|(length, _)| *length as u64 == gap_bytes)
         .or(shapes
             .first()
             .filter(|(_, [crc32, ..])| is_signed || *crc32 == directory[0]));
@@ -218,9 +250,36 @@ fn descriptor_bytes(zip: &Zip<'_>, entry: &Entry, gap: &Range<u64>) -> Result<u6
     }
 }
 
+const SIGNATURE: &[u8] = b"PK\x07\x08";
+
+/// How long a descriptor may be that begins with these bytes, and the numbers that are in it then.
+fn descriptor_shapes(bytes: &[u8]) -> Vec<(usize, [u64; 3])> {
+    let shape = |start: usize, width: usize| {
+        let length = start + 4 + 2 * width;
+        (bytes.len() >= length).then(|| {
+            let numbers = [
+                number(bytes, start, 4),
+                number(bytes, start + 4, width),
+                number(bytes, start + 4 + width, width),
+            ];
+            (length, numbers)
+        })
+    };
+    // What reads like a signature may be a checksum.
+    let starts: &[usize] = if bytes.starts_with(SIGNATURE) {
+        &[SIGNATURE.len(), 0]
+    } else {
+        &[0]
+    };
+    let shapes = starts
+        .iter()
+        .flat_map(|start| [4, 8].map(|width| shape(*start, width)));
+    shapes.flatten().collect()
+}
+
 /// Refuses the header of a file, or of another directory, in bytes that the directory does not account for. Those may be
 /// anything else: a program before the zip, alignment, what an editor left behind.
-fn refuse_unlisted(zip: &Zip<'_>, gap: Range<u64>, task: &Task<LogLine>) -> Result<(), Error> {
+fn refuse_unlisted(zip: &Zip, gap: Range<u64>, task: &Task<LogLine>) -> Result<(), Error> {
     const CHUNK: u64 = 64 << 10;
     const SIGNATURE_BYTES: u64 = HEADER.len() as u64;
     let mut at = gap.start;
@@ -228,7 +287,7 @@ fn refuse_unlisted(zip: &Zip<'_>, gap: Range<u64>, task: &Task<LogLine>) -> Resu
         task.check()?;
         let bytes = (gap.end - at).min(CHUNK);
         let mut chunk = vec![0; usize::try_from(bytes).unwrap_or_default()];
-        zip.read_at(&mut chunk, at)?;
+        zip.fill(&mut chunk, at)?;
         for (place, signature) in chunk.windows(HEADER.len()).enumerate() {
             if signature != HEADER && signature != directory::HEADER {
                 continue;
@@ -246,12 +305,12 @@ fn refuse_unlisted(zip: &Zip<'_>, gap: Range<u64>, task: &Task<LogLine>) -> Resu
 }
 
 /// What the header is of that a place begins with, if what it says of itself can be and fits there.
-fn described(zip: &Zip<'_>, place: Range<u64>) -> Result<Option<String>, Error> {
+fn described(zip: &Zip, place: Range<u64>) -> Result<Option<String>, Error> {
     const NEWEST_VERSION: u8 = 63;
     let mut header = [0; directory::HEADER_BYTES];
     let there = (place.end - place.start).min(header.len() as u64);
     let there = usize::try_from(there).unwrap_or_default();
-    zip.read_at(&mut header[..there], place.start)?;
+    zip.fill(&mut header[..there], place.start)?;
     let is_local = header.starts_with(HEADER);
     let (what, fields, header_bytes) = if is_local {
         ("the file", &header[4..], HEADER_BYTES)
@@ -273,7 +332,7 @@ fn described(zip: &Zip<'_>, place: Range<u64>) -> Result<Option<String>, Error> 
         return Ok(None);
     }
     let mut name = vec![0; usize::try_from(name_bytes).unwrap_or_default()];
-    zip.read_at(&mut name, place.start + header_bytes as u64)?;
+    zip.fill(&mut name, place.start + header_bytes as u64)?;
     Ok(Some(format!(
         "{what} {}",
         shown(&String::from_utf8_lossy(&name))

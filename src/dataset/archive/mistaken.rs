@@ -1,9 +1,8 @@
 //! What came in the place of a zip.
 
-use std::fs::File;
-use std::io::{self, Read};
-use std::path::Path;
+use std::io::Read;
 
+use super::Zip;
 use super::names::shown;
 use crate::error::Error;
 use crate::web_page;
@@ -18,15 +17,11 @@ pub enum Fault {
 ///
 /// # Errors
 /// [`Error::Io`], where it cannot be read.
-pub fn not_a_zip(path: &Path, content_type: Option<&str>, fault: &Fault) -> Result<Error, Error> {
-    let read = || -> io::Result<(u64, Vec<u8>)> {
-        let file = File::open(path)?;
-        let mut head = Vec::new();
-        let length = file.metadata()?.len();
-        file.take(1024).read_to_end(&mut head)?;
-        Ok((length, head))
-    };
-    let (length, head) = read().map_err(Error::io("read", path))?;
+pub fn not_a_zip(zip: &Zip, content_type: Option<&str>, fault: &Fault) -> Result<Error, Error> {
+    let length = zip.bytes;
+    let mut head = Vec::new();
+    let read = zip.reader().take(1024).read_to_end(&mut head);
+    read.map_err(|error| zip.unreadable(error))?;
     let kind = content_type.map_or_else(String::new, |kind| format!("{}, ", shown(kind)));
     let text = String::from_utf8_lossy(&head)
         .trim_start_matches(['\u{feff}', ' ', '\r', '\n', '\t'])

@@ -140,6 +140,9 @@ fn free_stem(stem: &str, taken: &mut HashMap<String, u64>) -> String {
 /// The same for stems that differ in case or Unicode form only. By way of upper case, since letters that share one are
 /// the same to some file systems: ß and ss, ſ and s, both small sigmas.
 fn folded(stem: &str) -> String {
+    if stem.is_ascii() {
+        return stem.to_ascii_lowercase();
+    }
     let composed = |text: &str| {
         ComposingNormalizerBorrowed::new_nfc()
             .normalize(text)

@@ -1,6 +1,5 @@
 //! What a `Content-Encoding` has done to the file, undone.
 
-use std::fs::File;
 use std::io::{self, BufRead, Read, Seek};
 
 use flate2::bufread::GzDecoder;
@@ -26,7 +25,7 @@ pub fn undo_encodings(
     encodings: Vec<String>,
     patience: &Patience,
     task: &Task<LogLine>,
-) -> Result<u64, Stop> {
+) -> Result<(), Stop> {
     if encodings.len() > MOST_ENCODINGS {
         return Err(Stop::Try(Failure::final_connection(format!(
             "the server has encoded the zip {} times over, {MOST_ENCODINGS} at most are undone",
@@ -34,14 +33,15 @@ pub fn undo_encodings(
         ))));
     }
     for encoding in encodings.into_iter().rev() {
-        let encoded = File::open(&partial.path).map_err(Error::io("read", &partial.path))?;
+        let path = partial.zip.path().to_owned();
+        let encoded_bytes = partial.written();
+        let beside = partial.zip.beside(&path.with_extension("decoded"))?;
+        let encoded = partial.zip.so_far()?.reader();
         let mut encoded = io::BufReader::with_capacity(CHUNK_BYTES, encoded);
         let mut decoder: Box<dyn Read> = match encoding.as_str() {
             "gzip" | "x-gzip" => Box::new(GzipMembers::new(encoded)),
             // "deflate" means zlib, but some servers send it bare (RFC 9110, 8.4.1.2).
-            "deflate"
-                if has_zlib_header(&mut encoded).map_err(Error::io("read", &partial.path))? =>
-            {
+            "deflate" if has_zlib_header(&mut encoded).map_err(Error::io("read", &path))? => {
                 Box::new(ZlibDecoder::new(encoded))
             }
             "deflate" => Box::new(DeflateDecoder::new(encoded)),
@@ -54,26 +54,25 @@ pub fn undo_encodings(
                 continue;
             }
         };
-        let path = partial.path.with_extension("decoded");
-        let mut plain = Partial::create(&path)?;
+        let mut plain = Partial::new(beside);
         let mut buffer = vec![0; CHUNK_BYTES];
         loop {
             task.check()?;
             match decoder.read(&mut buffer) {
                 Ok(0) => break,
                 Ok(count) => {
-                    let inflated = plain.written + count as u64;
+                    let inflated = plain.written() + count as u64;
                     check_limit(inflated, patience)?;
-                    if inflated > patience.ratio_free_bytes && inflated / RATIO > partial.written {
+                    if inflated > patience.ratio_free_bytes && inflated / RATIO > encoded_bytes {
                         return Err(Stop::Try(Failure::final_connection(format!(
-                            "its {encoding} encoding inflates {} bytes to {inflated} and more, {RATIO} times is \
-                             allowed: it is no zip of photos",
-                            partial.written
+                            "its {encoding} encoding inflates {encoded_bytes} bytes to {inflated} and more, {RATIO} times is \
+                             allowed: it is no zip of photos"
                         ))));
                     }
                     plain.append(&buffer[..count])?;
                 }
                 Err(error) => {
+                    drop(decoder);
                     partial.restart()?;
                     let reason =
                         format!("its {encoding} encoding breaks off or is damaged: {error}");
@@ -81,11 +80,11 @@ pub fn undo_encodings(
                 }
             }
         }
-        std::fs::rename(&path, &partial.path).map_err(Error::io("rename", &path))?;
-        plain.path.clone_from(&partial.path);
+        drop(decoder);
+        plain.zip.rename(&path)?;
         *partial = plain;
     }
-    Ok(partial.written)
+    Ok(())
 }
 
 /// The members of a gzip file, one after the other (RFC 1952, 2.2). What follows them and is none is ignored.

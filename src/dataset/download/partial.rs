@@ -1,13 +1,11 @@
 //! The file so far: of which version of the file on the server it is, and whether an answer goes on with it.
 
-use std::fs::File;
-use std::io::{Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use reqwest::StatusCode;
 use reqwest::header::{self, HeaderMap, HeaderName};
 
+use super::super::archive::Arrival;
 use crate::disk;
 use crate::error::Error;
 
@@ -16,9 +14,7 @@ const BYTES_BETWEEN_ROOM_CHECKS: u64 = 16 << 20;
 
 /// The file so far, and what is needed to go on with it.
 pub struct Partial {
-    pub path: PathBuf,
-    file: File,
-    pub written: u64,
+    pub zip: Arrival,
     /// Of the version that the bytes so far belong to.
     pub version: Option<Version>,
     room_checked_at: u64,
@@ -35,42 +31,39 @@ pub struct Version {
 }
 
 impl Partial {
-    pub fn create(path: &Path) -> Result<Self, Error> {
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .open(path)
-            .map_err(Error::io("write", path))?;
-        Ok(Self {
-            path: path.to_owned(),
-            file,
-            written: 0,
+    pub fn new(zip: Arrival) -> Self {
+        Self {
+            zip,
             version: None,
             room_checked_at: 0,
-        })
+        }
+    }
+
+    pub fn written(&self) -> u64 {
+        self.zip.bytes()
     }
 
     pub fn restart(&mut self) -> Result<(), Error> {
         self.version = None;
-        self.written = 0;
         self.room_checked_at = 0;
-        self.file
-            .set_len(0)
-            .map_err(Error::io("write", &self.path))?;
-        self.file
-            .seek(SeekFrom::Start(0))
-            .map_err(Error::io("write", &self.path))?;
-        Ok(())
+        self.zip.restart()
+    }
+
+    /// Goes on with an answer that brings all of the file.
+    pub fn begin(&mut self, version: Version) -> Result<(), Error> {
+        if !version.encodings.is_empty() {
+            self.zip.stop_following();
+        }
+        self.version = Some(version);
+        self.require_room()
     }
 
     pub fn append(&mut self, chunk: &[u8]) -> Result<(), Error> {
-        self.file
-            .write_all(chunk)
-            .map_err(disk::failed("write", &self.path))?;
-        self.written += chunk.len() as u64;
-        if self.written - self.room_checked_at >= BYTES_BETWEEN_ROOM_CHECKS {
+        let written = self.written() + chunk.len() as u64;
+        let total = self.version.as_ref().and_then(|version| version.total);
+        self.zip
+            .append(chunk, total.map(|total| total.saturating_sub(written)))?;
+        if written - self.room_checked_at >= BYTES_BETWEEN_ROOM_CHECKS {
             self.require_room()?;
         }
         Ok(())
@@ -78,11 +71,11 @@ impl Partial {
 
     /// Refuses what will not fit, where the server has said how long the file is.
     pub fn require_room(&mut self) -> Result<(), Error> {
-        self.room_checked_at = self.written;
+        self.room_checked_at = self.written();
         match self.version.as_ref().and_then(|version| version.total) {
             Some(total) => disk::require(
-                &self.path,
-                total.saturating_sub(self.written),
+                self.zip.path(),
+                total.saturating_sub(self.written()),
                 "the rest of the download",
             ),
             None => Ok(()),
@@ -93,7 +86,7 @@ impl Partial {
     /// whether the file is still the same.
     pub fn resumption(&self) -> Option<(String, String)> {
         let validator = self.version.as_ref()?.validator.clone()?;
-        (self.written > 0).then(|| (format!("bytes={}-", self.written), validator))
+        (self.written() > 0).then(|| (format!("bytes={}-", self.written()), validator))
     }
 }
 
@@ -196,7 +189,7 @@ pub fn is_whole(headers: &HeaderMap) -> bool {
 /// Whether a 206 goes on exactly where the file ends, with the same version of it; if so, its length is known from
 /// here on where the server says it.
 pub fn continues(partial: &mut Partial, headers: &HeaderMap) -> Result<(), String> {
-    let written = partial.written;
+    let written = partial.written();
     let Some(version) = partial.version.as_mut().filter(|_| written > 0) else {
         return Err("the server sent a part of the file where all of it was asked for".to_owned());
     };

@@ -1,8 +1,7 @@
 //! Where an answer sends the request on to, and whether the password may go there.
 
-use reqwest::Url;
-use reqwest::blocking::{Client, Response};
 use reqwest::header;
+use reqwest::{Client, Response, Url};
 
 use super::address::host_of;
 use super::failure::Failure;
@@ -11,7 +10,7 @@ use super::failure::Failure;
 ///
 /// # Errors
 /// When no answer comes, or more than `redirects` send on.
-pub fn follow(
+pub async fn follow(
     client: &Client,
     url: &Url,
     resumption: Option<&(String, String)>,
@@ -28,7 +27,7 @@ pub fn follow(
                 .header(header::RANGE, range)
                 .header(header::IF_RANGE, validator);
         }
-        let response = request.send().map_err(|error| {
+        let response = request.send().await.map_err(|error| {
             let failure = Failure::request(&error);
             if host_of(&at) == host_of(url) {
                 failure

@@ -6,6 +6,7 @@ use reqwest::header::{HeaderMap, HeaderValue};
 use super::failure::retry_after;
 use super::partial::ContentRange;
 use super::*;
+use crate::dataset::archive::Limits;
 use crate::dataset::samples::{Reply, Server, answer, jpeg, lines, ok, silence, task, zip_of};
 use crate::error::DownloadFailure;
 use crate::task::Level;
@@ -22,6 +23,11 @@ fn impatient() -> Patience {
     }
 }
 
+/// A zip that arrives in the folder.
+fn arrival(folder: &std::path::Path) -> Arrival {
+    Arrival::create(&folder.join("images.zip"), folder, &Limits::default()).unwrap()
+}
+
 /// Fetches from the server's URL with `suffix`; what arrived, or the error.
 fn fetch(
     server: &Server,
@@ -29,12 +35,13 @@ fn fetch(
     patience: &Patience,
 ) -> (Result<Vec<u8>, Error>, Vec<String>) {
     let folder = tempfile::tempdir().unwrap();
-    let to = folder.path().join("images.zip");
     let (task, said) = task();
     let url = RedactedUrl::parse(&format!("{}{suffix}", server.url())).unwrap();
-    let result = download(&url, &to, patience, &task).map(|downloaded| {
-        let content = std::fs::read(&to).unwrap();
-        assert_eq!(downloaded.bytes, content.len() as u64);
+    let to = arrival(folder.path());
+    let result = download(&url, to, patience, &task).map(|downloaded| {
+        let mut content = Vec::new();
+        downloaded.zip.reader().read_to_end(&mut content).unwrap();
+        assert_eq!(downloaded.zip.bytes(), content.len() as u64);
         content
     });
     (result, lines(&said, Level::Warning))
@@ -116,7 +123,7 @@ fn user_and_password_of_the_url_are_used() {
     let server = Server::start(vec![ok("", b"x")]);
     let url = RedactedUrl::parse(&format!("http://me:{SECRET}@{}/a", server.address)).unwrap();
     let folder = tempfile::tempdir().unwrap();
-    download(&url, &folder.path().join("a"), &impatient(), &task().0).unwrap();
+    download(&url, arrival(folder.path()), &impatient(), &task().0).unwrap();
     assert!(
         server.requests()[0].contains("authorization: basic bwu6cznjcjn0"),
         "{:?}",
@@ -206,7 +213,7 @@ fn nobody_listening_is_a_connection_failure() {
     .unwrap();
     drop(listener);
     let folder = tempfile::tempdir().unwrap();
-    let error = download(&url, &folder.path().join("a"), &impatient(), &task().0).unwrap_err();
+    let error = download(&url, arrival(folder.path()), &impatient(), &task().0).unwrap_err();
     assert_eq!(failure(&error), DownloadFailure::Connection);
     assert!(
         error.to_string().contains("refused") && !format!("{error:?}").contains(SECRET),
@@ -834,7 +841,7 @@ fn silence_is_a_timeout_and_cancelled_at_once() {
         let folder = tempfile::tempdir().unwrap();
         let url = RedactedUrl::parse(&server.url()).unwrap();
         // With the usual patience of a minute, only the cancellation can end this.
-        let result = download(&url, &folder.path().join("a"), &Patience::default(), &task);
+        let result = download(&url, arrival(folder.path()), &Patience::default(), &task);
         assert!(matches!(result, Err(Error::Cancelled)), "{result:?}");
         canceller.join().unwrap();
     }

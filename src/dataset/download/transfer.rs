@@ -1,12 +1,11 @@
 //! One request in the hands of a thread of its own.
 
-use std::io::{self, Read};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
-use reqwest::blocking::{Client, Response};
 use reqwest::header::{self, HeaderMap};
-use reqwest::{StatusCode, redirect};
+use reqwest::{Client, Response, StatusCode, redirect};
+use tokio::runtime;
 
 use super::super::{proxy, tls};
 use super::Patience;
@@ -34,7 +33,7 @@ pub fn client(url: &RedactedUrl, patience: &Patience) -> Result<Client, Error> {
         .user_agent(USER_AGENT)
         .proxy(proxy::of_the_environment())
         // For the connection and the answer's head, then for each read: the total has no limit.
-        .timeout(patience.stall)
+        .read_timeout(patience.stall)
         // Followed in `redirect`.
         .redirect(redirect::Policy::none())
         // Some hosts set a cookie on the redirect to the file and ask for it there.
@@ -56,7 +55,8 @@ pub enum Event {
         status: StatusCode,
         headers: HeaderMap,
     },
-    Chunk(Vec<u8>),
+    /// As it was read, without a copy.
+    Chunk(Box<dyn AsRef<[u8]> + Send>),
     End,
     Failed(Failure),
 }
@@ -87,14 +87,21 @@ impl<'a> Events<'a> {
     ) -> Result<Self, Error> {
         let (client, url, redirects) = (client.clone(), url.url.clone(), patience.redirects);
         let (sender, receiver) = sync_channel(CHUNKS_WAITING);
+        let runtime = runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime
+            .map_err(|error| Error::Unusable(format!("cannot start the download: {error}")))?;
         std::thread::Builder::new()
             .name("download".to_owned())
-            .spawn(
-                move || match follow(&client, &url, resumption.as_ref(), redirects) {
-                    Ok(response) => relay(response, &sender),
-                    Err(failure) => drop(sender.send(Event::Failed(failure))),
-                },
-            )
+            .spawn(move || {
+                runtime.block_on(async {
+                    match follow(&client, &url, resumption.as_ref(), redirects).await {
+                        Ok(response) => relay(response, &sender).await,
+                        Err(failure) => drop(sender.send(Event::Failed(failure))),
+                    }
+                });
+                // Not waiting for a host name that is still looked up.
+                runtime.shutdown_background();
+            })
             .map_err(|error| {
                 Error::Unusable(format!("cannot start a thread for the download: {error}"))
             })?;
@@ -118,7 +125,7 @@ impl<'a> Events<'a> {
             match self.receiver.recv_timeout(CANCEL_POLL) {
                 Ok(Event::Failed(failure)) => return Err(Stop::Try(failure)),
                 Ok(Event::Chunk(chunk)) => {
-                    self.window.bytes += chunk.len() as u64;
+                    self.window.bytes += (*chunk).as_ref().len() as u64;
                     self.check_speed()?;
                     return Ok(Event::Chunk(chunk));
                 }
@@ -152,7 +159,7 @@ impl<'a> Events<'a> {
 }
 
 /// Reads the answer to its end. An error in sending means that nobody wants it any more.
-fn relay(mut response: Response, sender: &SyncSender<Event>) {
+async fn relay(mut response: Response, sender: &SyncSender<Event>) {
     let headers = std::mem::take(response.headers_mut());
     let ends_with_the_connection = !headers.contains_key(header::CONTENT_LENGTH)
         && !headers.contains_key(header::TRANSFER_ENCODING);
@@ -163,12 +170,10 @@ fn relay(mut response: Response, sender: &SyncSender<Event>) {
     if sender.send(head).is_err() {
         return;
     }
-    let mut buffer = vec![0; CHUNK_BYTES];
     loop {
-        let event = match response.read(&mut buffer) {
-            Ok(0) => Event::End,
-            Ok(count) => Event::Chunk(buffer[..count].to_vec()),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+        let event = match response.chunk().await {
+            Ok(None) => Event::End,
+            Ok(Some(chunk)) => Event::Chunk(Box::new(chunk)),
             Err(error) => match body_failure(&error) {
                 // Many a server hangs up without the goodbye of TLS. Whether that was all, the zip tells.
                 failure if ends_with_the_connection && failure.reason.contains("close_notify") => {
@@ -184,13 +189,10 @@ fn relay(mut response: Response, sender: &SyncSender<Event>) {
     }
 }
 
-pub fn body_failure(error: &io::Error) -> Failure {
-    match error
-        .get_ref()
-        .and_then(|inner| inner.downcast_ref::<reqwest::Error>())
-    {
-        Some(error) if error.is_timeout() => Failure::timeout("the server stopped sending"),
-        Some(error) => Failure::connection(innermost(error)),
-        None => Failure::connection(error.kind().to_string()),
+pub fn body_failure(error: &reqwest::Error) -> Failure {
+    if error.is_timeout() {
+        Failure::timeout("the server stopped sending")
+    } else {
+        Failure::connection(innermost(error))
     }
 }

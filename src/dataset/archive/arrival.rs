@@ -1,0 +1,473 @@
+//! The zip while it arrives: photos are taken out of it on the way. Nothing is decided by that. What the stream seems to
+//! hold counts once the directory, which comes last, has been judged and says the same; until then, and where it does
+//! not, every byte of the zip can be read as it came.
+
+use std::fs::{self, File};
+use std::io::{self, Cursor, Seek, SeekFrom, Write};
+use std::mem;
+use std::path::Path;
+
+use flate2::{Crc, Decompress, FlushDecompress, Status};
+
+use super::content::Method;
+use super::headers::{self, LocalHeader, Next};
+use super::names::{base_name, decoded_name, is_junk, is_named_like_photo};
+use super::{Limits, Zip, is_bomb};
+use crate::dataset::image;
+use crate::disk;
+use crate::error::Error;
+
+/// What is written, and inflated, at a time.
+const BUFFER_BYTES: usize = 128 << 10;
+
+/// The data of an entry, as the stream had it.
+#[derive(Debug)]
+pub struct Seen {
+    pub data_start: u64,
+    pub compressed_bytes: u64,
+    pub method: u16,
+    /// Decompressed.
+    pub bytes: u64,
+    pub crc32: u32,
+    /// Whether the data ended where they were to.
+    pub is_whole: bool,
+    /// Whether what is in it lies in a file of its own, and whether its bytes of the zip lie nowhere else.
+    pub is_photo: bool,
+    pub is_apart: bool,
+    /// Bytes of the zip before it that lie in other files than the zip's.
+    pub apart_before: u64,
+    /// See [`image::fault`].
+    pub fault: Option<Box<str>>,
+}
+
+impl Seen {
+    pub fn data_end(&self) -> u64 {
+        self.data_start + self.compressed_bytes
+    }
+
+    pub fn apart_after(&self) -> u64 {
+        let apart = if self.is_apart {
+            self.compressed_bytes
+        } else {
+            0
+        };
+        self.apart_before + apart
+    }
+}
+
+/// The zip so far.
+pub struct Arrival {
+    zip: Zip,
+    /// What is to be written to the zip's own file.
+    waiting: Vec<u8>,
+    limits: Limits,
+    state: State,
+    inflater: Inflater,
+    extracted_bytes: u64,
+}
+
+enum State {
+    /// Between the data of two entries, with what came of a header.
+    Between(Vec<u8>),
+    Within(Within),
+    /// What comes is written down, to be read when all of it is there.
+    Lost,
+}
+
+/// The data of the entry that was seen last.
+struct Within {
+    /// Of the compressed bytes, those that are to come; `None` where the data tell their end themselves.
+    left: Option<u64>,
+    most_bytes: u64,
+    bytes: u64,
+    checksum: Crc,
+    photo: Option<File>,
+    inflation: Inflation,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Inflation {
+    GoesOn,
+    HasEnded,
+    IsBroken,
+}
+
+struct Inflater {
+    decompress: Decompress,
+    buffer: Vec<u8>,
+}
+
+impl Arrival {
+    /// The zip at `path`, which is overwritten. Photos go to `folder`, which must exist, under numbers.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn create(path: &Path, folder: &Path, limits: &Limits) -> Result<Self, Error> {
+        let mut options = File::options();
+        options.read(true).write(true).create(true).truncate(true);
+        let file = options.open(path).map_err(Error::io("write", path))?;
+        Ok(Self {
+            zip: Zip::new(file, path, folder),
+            waiting: Vec::with_capacity(BUFFER_BYTES),
+            limits: *limits,
+            state: State::Between(Vec::new()),
+            inflater: Inflater {
+                decompress: Decompress::new(false),
+                buffer: Vec::new(),
+            },
+            extracted_bytes: 0,
+        })
+    }
+
+    /// Another zip at `path`, out of which nothing is taken.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn beside(&self, path: &Path) -> Result<Self, Error> {
+        let mut other = Self::create(path, &self.zip.folder, &self.limits)?;
+        other.stop_following();
+        Ok(other)
+    }
+
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn rename(&mut self, path: &Path) -> Result<(), Error> {
+        fs::rename(&self.zip.path, path).map_err(Error::io("rename", &self.zip.path))?;
+        path.clone_into(&mut self.zip.path);
+        Ok(())
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.zip.bytes
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.zip.path
+    }
+
+    /// From here on nothing is taken out.
+    pub fn stop_following(&mut self) {
+        self.state = State::Lost;
+    }
+
+    /// Forgets all that came.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn restart(&mut self) -> Result<(), Error> {
+        for place in 0..self.zip.seen.len() {
+            self.remove_photo(place)?;
+        }
+        self.zip.seen.clear();
+        self.zip.bytes = 0;
+        self.waiting.clear();
+        self.state = State::Between(Vec::new());
+        self.extracted_bytes = 0;
+        let cleared = self.zip.file.set_len(0);
+        cleared
+            .and_then(|()| self.zip.file.seek(SeekFrom::Start(0)))
+            .map(drop)
+            .map_err(Error::io("write", &self.zip.path))
+    }
+
+    /// The zip by now, for reading.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn so_far(&mut self) -> Result<&Zip, Error> {
+        self.flush()?;
+        self.zip.forget_what_was_read();
+        Ok(&self.zip)
+    }
+
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn finish(mut self) -> Result<Zip, Error> {
+        self.so_far()?;
+        Ok(self.zip)
+    }
+
+    /// Takes what came next. `bytes_to_come` are those behind it, where that is known.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn append(&mut self, mut chunk: &[u8], bytes_to_come: Option<u64>) -> Result<(), Error> {
+        while !chunk.is_empty() {
+            chunk = match mem::replace(&mut self.state, State::Lost) {
+                State::Lost => {
+                    self.write_down(chunk)?;
+                    &[]
+                }
+                State::Between(head) => self.go_between(head, chunk, bytes_to_come)?,
+                State::Within(within) => self.go_within(within, chunk)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes to the zip's own file.
+    fn write_down(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        self.zip.bytes += bytes.len() as u64;
+        if self.waiting.len() + bytes.len() > BUFFER_BYTES {
+            self.flush()?;
+        }
+        if bytes.len() < BUFFER_BYTES {
+            self.waiting.extend_from_slice(bytes);
+            return Ok(());
+        }
+        let written = self.zip.file.write_all(bytes);
+        written.map_err(disk::failed("write", &self.zip.path))
+    }
+
+    fn flush(&mut self) -> Result<(), Error> {
+        if self.waiting.is_empty() {
+            return Ok(());
+        }
+        let written = self.zip.file.write_all(&self.waiting);
+        written.map_err(disk::failed("write", &self.zip.path))?;
+        self.waiting.clear();
+        Ok(())
+    }
+
+    fn go_between<'a>(
+        &mut self,
+        mut head: Vec<u8>,
+        chunk: &'a [u8],
+        bytes_to_come: Option<u64>,
+    ) -> Result<&'a [u8], Error> {
+        let known = head.len();
+        let at = self.zip.bytes - known as u64;
+        let last = self.zip.seen.last().filter(|last| last.data_end() == at);
+        let next = if known == 0 {
+            Next::of(chunk, at, last)
+        } else {
+            head.extend_from_slice(&chunk[..chunk.len().min(headers::MOST_BYTES)]);
+            Next::of(&head, at, last)
+        };
+        let used = match &next {
+            Next::Unknown => chunk.len(),
+            Next::Descriptor(length) | Next::Header(_, length) => length.saturating_sub(known),
+            Next::SomethingElse => return Ok(chunk),
+        };
+        self.write_down(&chunk[..used])?;
+        self.state = match next {
+            Next::Header(header, _) => self.begin(&header, bytes_to_come)?,
+            // The beginning of a header may have come with it.
+            Next::Descriptor(length) => {
+                head.truncate(known);
+                State::Between(head.split_off(length.min(known)))
+            }
+            Next::Unknown if known == 0 => State::Between(chunk.to_vec()),
+            _ => State::Between(head),
+        };
+        Ok(&chunk[used..])
+    }
+
+    /// What to do with what follows a header.
+    fn begin(&mut self, header: &LocalHeader, bytes_to_come: Option<u64>) -> Result<State, Error> {
+        /// Where the header does not say what the data inflate to.
+        const MOST_OF_UNKNOWN: u64 = 64 << 20;
+        let is_open = header.has_descriptor() && header.compressed_bytes == 0;
+        let is_stored = match Method::of(header.method) {
+            _ if header.is_unreadable() => return Ok(State::Lost),
+            Some(Method::Deflate) => false,
+            Some(Method::Stored) if header.compressed_bytes == header.bytes && !is_open => true,
+            _ => return Ok(State::Lost),
+        };
+        if header.compressed_bytes == 0 && !is_open {
+            return Ok(State::Between(Vec::new()));
+        }
+        let may_take = self.limits.total_bytes.saturating_sub(self.extracted_bytes);
+        let most_bytes = if is_open {
+            may_take.min(MOST_OF_UNKNOWN)
+        } else {
+            header.bytes
+        };
+        let place = self.zip.seen.len();
+        if place as u64 >= self.limits.entries
+            || most_bytes > may_take
+            || is_bomb(most_bytes, header.compressed_bytes, &self.limits) && !is_open
+        {
+            return Ok(State::Lost);
+        }
+        let name = decoded_name(&header.raw_name, header.flags);
+        let is_photo =
+            is_named_like_photo(&name) && !is_junk(&name) && !base_name(&name).starts_with('.');
+        if is_photo && !is_stored && !self.has_room(most_bytes, bytes_to_come)? {
+            return Ok(State::Lost);
+        }
+        let photo = if is_photo {
+            let path = self.zip.photo_path(place);
+            let mut options = File::options();
+            let file = options.read(true).write(true).create_new(true).open(&path);
+            Some(file.map_err(disk::failed("write", &path))?)
+        } else {
+            None
+        };
+        self.zip.seen.push(Seen {
+            data_start: header.data_start,
+            compressed_bytes: 0,
+            method: header.method,
+            bytes: 0,
+            crc32: 0,
+            is_whole: false,
+            is_photo,
+            is_apart: is_photo && is_stored,
+            apart_before: self.zip.seen.last().map_or(0, Seen::apart_after),
+            fault: None,
+        });
+        self.inflater.decompress.reset(false);
+        Ok(State::Within(Within {
+            left: (!is_open).then_some(header.compressed_bytes),
+            most_bytes,
+            bytes: 0,
+            checksum: Crc::new(),
+            photo,
+            inflation: Inflation::GoesOn,
+        }))
+    }
+
+    /// Whether a photo fits beside what is to come of the zip. If not, those that lie in the zip as well make room for it:
+    /// what they take is required when all of it has come.
+    fn has_room(&mut self, bytes: u64, bytes_to_come: Option<u64>) -> Result<bool, Error> {
+        let needed = bytes.saturating_add(bytes_to_come.unwrap_or_default());
+        let free = disk::free_bytes(&self.zip.folder)?;
+        // Some network file systems say 0 for "unknown".
+        if free == 0 || free >= needed {
+            return Ok(true);
+        }
+        for place in 0..self.zip.seen.len() {
+            if !self.zip.seen[place].is_apart {
+                self.remove_photo(place)?;
+            }
+        }
+        Ok(false)
+    }
+
+    fn remove_photo(&mut self, place: usize) -> Result<(), Error> {
+        let seen = &mut self.zip.seen[place];
+        seen.is_whole = false;
+        if mem::take(&mut seen.is_photo) {
+            let path = self.zip.photo_path(place);
+            fs::remove_file(&path).map_err(Error::io("remove", &path))?;
+        }
+        Ok(())
+    }
+
+    fn go_within<'a>(&mut self, mut within: Within, chunk: &'a [u8]) -> Result<&'a [u8], Error> {
+        let place = self.zip.seen.len() - 1;
+        let left = within.left.and_then(|left| usize::try_from(left).ok());
+        let data = &chunk[..chunk.len().min(left.unwrap_or(usize::MAX))];
+        let is_stored = self.zip.seen[place].method == 0;
+        let (used, content_bytes) = if is_stored {
+            let written = within.take(data);
+            // A photo that lies nowhere else is a part of the download.
+            written.map_err(disk::failed("write", &self.zip.path))?;
+            (data.len(), data.len())
+        } else {
+            let failed = |error| {
+                let path = self.zip.photo_path(place);
+                disk::failed("write", &path)(error)
+            };
+            self.inflater.inflate(data, &mut within).map_err(failed)?
+        };
+        if self.zip.seen[place].is_apart {
+            self.zip.bytes += used as u64;
+        } else {
+            self.write_down(&data[..used])?;
+        }
+        let seen = &mut self.zip.seen[place];
+        seen.compressed_bytes += used as u64;
+        let is_over = match &mut within.left {
+            Some(left) => {
+                *left -= used as u64;
+                *left == 0
+            }
+            None => within.inflation != Inflation::GoesOn,
+        };
+        if !is_over {
+            self.state = State::Within(within);
+            return Ok(&chunk[used..]);
+        }
+        seen.bytes = within.bytes;
+        seen.crc32 = within.checksum.sum();
+        seen.is_whole = is_stored || within.inflation == Inflation::HasEnded;
+        if let Some(photo) = within.photo.take() {
+            let fault = if content_bytes as u64 == within.bytes {
+                let inflated = &self.inflater.buffer;
+                let content = if is_stored { data } else { inflated };
+                image::fault(Cursor::new(&content[..content_bytes]))
+            } else {
+                image::fault(photo)
+            };
+            let path = || self.zip.photo_path(place);
+            let fault = fault.map_err(|error| Error::io("read", &path())(error))?;
+            self.zip.seen[place].fault = fault.map(String::into_boxed_str);
+        }
+        self.extracted_bytes += within.bytes;
+        if !self.zip.seen[place].is_whole {
+            self.remove_photo(place)?;
+        }
+        if within.left.is_some() || within.inflation == Inflation::HasEnded {
+            self.state = State::Between(Vec::new());
+        }
+        Ok(&chunk[used..])
+    }
+}
+
+impl Within {
+    /// Takes a piece of what is in the entry.
+    fn take(&mut self, content: &[u8]) -> io::Result<()> {
+        self.bytes += content.len() as u64;
+        self.checksum.update(content);
+        match &mut self.photo {
+            Some(file) => file.write_all(content),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Inflater {
+    /// Inflates what is there of an entry; how many bytes of it belong to the entry, and how many that they
+    /// inflate to came last and are in the buffer.
+    ///
+    /// # Errors
+    /// What writing gives. What does not inflate as it should is told by [`Within::inflation`].
+    fn inflate(&mut self, data: &[u8], within: &mut Within) -> io::Result<(usize, usize)> {
+        self.buffer.resize(BUFFER_BYTES, 0);
+        let (mut used, mut inflated) = (0, 0);
+        while within.inflation == Inflation::GoesOn {
+            let before = (self.decompress.total_in(), self.decompress.total_out());
+            let flush = FlushDecompress::None;
+            let status = self
+                .decompress
+                .decompress(&data[used..], &mut self.buffer, flush);
+            let count = |now: u64, before: u64| usize::try_from(now - before).unwrap_or_default();
+            used += count(self.decompress.total_in(), before.0);
+            inflated = count(self.decompress.total_out(), before.1);
+            within.inflation = match status {
+                Ok(Status::StreamEnd) => Inflation::HasEnded,
+                Ok(_) => Inflation::GoesOn,
+                Err(_) => Inflation::IsBroken,
+            };
+            if within.bytes + inflated as u64 > within.most_bytes {
+                within.inflation = Inflation::IsBroken;
+            } else {
+                within.take(&self.buffer[..inflated])?;
+            }
+            if used == data.len() && inflated < self.buffer.len() {
+                break;
+            }
+        }
+        // Data that end before their end, or do not inflate, are for whoever reads the zip.
+        if within.inflation == Inflation::HasEnded
+            && within.left.is_some_and(|left| left != used as u64)
+        {
+            within.inflation = Inflation::IsBroken;
+        }
+        if within.left.is_some() || within.inflation == Inflation::IsBroken {
+            used = data.len();
+        }
+        Ok((used, inflated))
+    }
+}
