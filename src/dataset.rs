@@ -20,7 +20,7 @@ use crate::disk::{self, remove};
 use crate::error::Error;
 use crate::task::{LogLine, Task};
 use archive::{Arrival, Extraction, Limits, Photo, shown};
-use download::{Patience, RedactedUrl};
+use download::{Downloaded, Patience, RedactedUrl};
 
 /// What a dataset is made from.
 pub struct Source<'a> {
@@ -235,26 +235,32 @@ fn build(
         "[dataset] downloading images zip (url={shown_url}...)"
     ))?;
     let extracted = staging.0.join("extracted");
-    fs::create_dir(&extracted).map_err(disk::failed("create", &extracted))?;
-    let zip = Arrival::create(&staging.images_zip(), &extracted, limits)?;
-    let mut downloaded = download::download(url, zip, patience, task)?;
-    task.info(format!(
-        "[dataset] downloaded zip bytes={}",
-        downloaded.zip.bytes()
-    ))?;
-
+    let mut is_followed = true;
+    let extraction = loop {
+        remove(&extracted)?;
+        fs::create_dir(&extracted).map_err(disk::failed("create", &extracted))?;
+        let to = Arrival::create(&staging.images_zip(), &extracted, limits, is_followed)?;
+        let Downloaded {
+            mut zip,
+            content_type,
+        } = download::download(url, to, patience, task)?;
+        task.info(format!("[dataset] downloaded zip bytes={}", zip.bytes()))?;
+        let extraction = archive::extract(&mut zip, content_type.as_deref(), limits, task);
+        if !zip.lacks_bytes() {
+            break extraction?;
+        }
+        is_followed = false;
+        task.info(
+            "[dataset] the zip is not what it seemed to be on the way: downloading it again, to read all of it",
+        )?;
+    };
+    let zip = staging.images_zip();
+    fs::remove_file(&zip).map_err(Error::io("remove", &zip))?;
     let Extraction {
         photos,
         left_out,
         others,
-    } = archive::extract(
-        &mut downloaded.zip,
-        downloaded.content_type.as_deref(),
-        limits,
-        task,
-    )?;
-    let zip = downloaded.zip.path();
-    fs::remove_file(zip).map_err(Error::io("remove", zip))?;
+    } = extraction;
 
     let mut left_out: Vec<(String, String)> = left_out
         .into_iter()

@@ -112,6 +112,9 @@ pub struct Zip {
     opened: RefCell<Option<(usize, File)>>,
     /// What was read last of the zip's own file, and where it lies there: headers are read one after the other.
     window: RefCell<(u64, Vec<u8>)>,
+    /// Its last bytes, as they came; at least so many as are looked through for its end.
+    tail: Vec<u8>,
+    lacks_bytes: Cell<bool>,
 }
 
 impl Zip {
@@ -124,6 +127,8 @@ impl Zip {
             seen: Vec::new(),
             opened: RefCell::default(),
             window: RefCell::default(),
+            tail: Vec::new(),
+            lacks_bytes: Cell::default(),
         }
     }
 
@@ -160,21 +165,52 @@ impl Zip {
             .checked_sub(1)
             .map(|number| (number, &self.seen[number]));
         if let Some((number, photo)) =
-            last.filter(|(_, last)| last.is_apart && at < last.data_end())
+            last.filter(|(_, last)| last.is_photo && at < last.data_end())
         {
             let most = up_to(photo.data_end());
+            return self.read_photo(&mut buffer[..most], number, at);
+        }
+        let most = up_to(next.map_or(self.bytes, |next| next.data_start));
+        let apart = last.map_or(0, |(_, last)| last.apart_after());
+        self.read_own(&mut buffer[..most], at - apart)
+    }
+
+    /// Reads from `at` on what is among the data of a photo.
+    fn read_photo(&self, buffer: &mut [u8], number: usize, at: u64) -> io::Result<usize> {
+        let photo = &self.seen[number];
+        if photo.method == STORED {
             let mut opened = self.opened.borrow_mut();
             if opened.as_ref().is_none_or(|(open, _)| *open != number) {
                 *opened = Some((number, File::open(self.photo_path(number))?));
             }
             return match &*opened {
-                Some((_, file)) => file.read_at(&mut buffer[..most], at - photo.data_start),
+                Some((_, file)) => file.read_at(buffer, at - photo.data_start),
                 None => Ok(0),
             };
         }
-        let most = up_to(next.map_or(self.bytes, |next| next.data_start));
-        let apart = last.map_or(0, |(_, last)| last.apart_after());
-        self.read_own(&mut buffer[..most], at - apart)
+        let tail_start = self.bytes - self.tail.len() as u64;
+        let skipped = at
+            .checked_sub(tail_start)
+            .and_then(|skipped| usize::try_from(skipped).ok());
+        if let Some(mut there) = skipped.and_then(|skipped| self.tail.get(skipped..)) {
+            return there.read(buffer);
+        }
+        self.lacks_bytes.set(true);
+        Err(io::Error::other("it was inflated as it came, and not kept"))
+    }
+
+    /// Whether something was to be read that has not been kept: what came of it does not count then.
+    pub fn lacks_bytes(&self) -> bool {
+        self.lacks_bytes.get()
+    }
+
+    fn keep_tail(&mut self, chunk: &[u8]) {
+        let kept = &chunk[chunk.len().saturating_sub(directory::MOST_TAIL_BYTES)..];
+        if self.tail.len() + kept.len() > 2 * directory::MOST_TAIL_BYTES {
+            let more = directory::MOST_TAIL_BYTES - kept.len();
+            self.tail.drain(..self.tail.len().saturating_sub(more));
+        }
+        self.tail.extend_from_slice(kept);
     }
 
     /// Reads from the zip's own file.
@@ -423,6 +459,7 @@ fn choose(entries: &[Entry]) -> (Extraction, Vec<usize>) {
     (extraction, photos)
 }
 
+const STORED: u16 = 0;
 const LINK: u32 = 0o120_000;
 /// A pipe, devices, a socket and a folder. With content, one is a file that a writer took from there.
 const NO_FILE: [u32; 5] = [0o010_000, 0o020_000, 0o060_000, 0o140_000, FOLDER];
@@ -523,10 +560,8 @@ mod tests {
     ) -> Zip {
         let into = folder.join("into");
         std::fs::create_dir(&into).unwrap();
-        let mut arrival = Arrival::create(&folder.join("a.zip"), &into, limits).unwrap();
-        if !is_followed {
-            arrival.stop_following();
-        }
+        let path = folder.join("a.zip");
+        let mut arrival = Arrival::create(&path, &into, limits, is_followed).unwrap();
         for chunk in zip.chunks(chunk_bytes) {
             arrival.append(chunk, None).unwrap();
         }
@@ -1091,10 +1126,10 @@ mod tests {
                 folder.path(),
                 &LIMITS,
             );
-            let mut whole = Vec::new();
-            arrived.reader().read_to_end(&mut whole).unwrap();
-            prop_assert_eq!(whole.as_slice(), zip, "every byte can be read");
             let result = extract(&mut arrived, None, &LIMITS, &task().0);
+            if arrived.lacks_bytes() {
+                return extracted_as(zip, None);
+            }
             prop_assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
             let mut written = 0;
             for entry in std::fs::read_dir(folder.path().join("into")).unwrap() {

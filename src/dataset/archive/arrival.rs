@@ -1,6 +1,7 @@
-//! The zip while it arrives: photos are taken out of it on the way. Nothing is decided by that. What the stream seems to
-//! hold counts once the directory, which comes last, has been judged and says the same; until then, and where it does
-//! not, every byte of the zip can be read as it came.
+//! The zip while it arrives: photos are taken out of it on the way, and kept nowhere else. Nothing is decided by that.
+//! What the stream seems to hold counts once the directory, which comes last, has been judged and says the same. Where it
+//! does not, all of the zip is needed: stored photos are a part of it, of deflated ones the compressed bytes are gone, so
+//! that it has to come again ([`Zip::lacks_bytes`]).
 
 use std::fs::{self, File};
 use std::io::{self, Cursor, Seek, SeekFrom, Write};
@@ -12,7 +13,7 @@ use flate2::{Crc, Decompress, FlushDecompress, Status};
 use super::content::Method;
 use super::headers::{self, LocalHeader, Next};
 use super::names::{base_name, decoded_name, is_junk, is_named_like_photo};
-use super::{Limits, Zip, is_bomb};
+use super::{Limits, STORED, Zip, is_bomb};
 use crate::dataset::image;
 use crate::disk;
 use crate::error::Error;
@@ -31,10 +32,9 @@ pub struct Seen {
     pub crc32: u32,
     /// Whether the data ended where they were to.
     pub is_whole: bool,
-    /// Whether what is in it lies in a file of its own, and whether its bytes of the zip lie nowhere else.
+    /// Whether what is in it lies in a file of its own, and its bytes not in the zip's.
     pub is_photo: bool,
-    pub is_apart: bool,
-    /// Bytes of the zip before it that lie in other files than the zip's.
+    /// Bytes of the zip before it that do not lie in the zip's file.
     pub apart_before: u64,
     /// See [`image::fault`].
     pub fault: Option<Box<str>>,
@@ -46,7 +46,7 @@ impl Seen {
     }
 
     pub fn apart_after(&self) -> u64 {
-        let apart = if self.is_apart {
+        let apart = if self.is_photo {
             self.compressed_bytes
         } else {
             0
@@ -61,6 +61,7 @@ pub struct Arrival {
     /// What is to be written to the zip's own file.
     waiting: Vec<u8>,
     limits: Limits,
+    is_followed: bool,
     state: State,
     inflater: Inflater,
     extracted_bytes: u64,
@@ -98,11 +99,17 @@ struct Inflater {
 }
 
 impl Arrival {
-    /// The zip at `path`, which is overwritten. Photos go to `folder`, which must exist, under numbers.
+    /// The zip at `path`, which is overwritten. Photos go to `folder`, which must exist, under numbers: on the way, where
+    /// it is followed.
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn create(path: &Path, folder: &Path, limits: &Limits) -> Result<Self, Error> {
+    pub fn create(
+        path: &Path,
+        folder: &Path,
+        limits: &Limits,
+        is_followed: bool,
+    ) -> Result<Self, Error> {
         let mut options = File::options();
         options.read(true).write(true).create(true).truncate(true);
         let file = options.open(path).map_err(Error::io("write", path))?;
@@ -110,7 +117,8 @@ impl Arrival {
             zip: Zip::new(file, path, folder),
             waiting: Vec::with_capacity(BUFFER_BYTES),
             limits: *limits,
-            state: State::Between(Vec::new()),
+            is_followed,
+            state: State::at_the_start(is_followed),
             inflater: Inflater {
                 decompress: Decompress::new(false),
                 buffer: Vec::new(),
@@ -124,9 +132,7 @@ impl Arrival {
     /// # Errors
     /// [`Error::Io`].
     pub fn beside(&self, path: &Path) -> Result<Self, Error> {
-        let mut other = Self::create(path, &self.zip.folder, &self.limits)?;
-        other.stop_following();
-        Ok(other)
+        Self::create(path, &self.zip.folder, &self.limits, false)
     }
 
     /// # Errors
@@ -145,7 +151,7 @@ impl Arrival {
         &self.zip.path
     }
 
-    /// From here on nothing is taken out.
+    /// Nothing is taken out before it starts again.
     pub fn stop_following(&mut self) {
         self.state = State::Lost;
     }
@@ -155,13 +161,17 @@ impl Arrival {
     /// # Errors
     /// [`Error::Io`].
     pub fn restart(&mut self) -> Result<(), Error> {
-        for place in 0..self.zip.seen.len() {
-            self.remove_photo(place)?;
+        for (place, seen) in self.zip.seen.iter().enumerate() {
+            if seen.is_photo {
+                let path = self.zip.photo_path(place);
+                fs::remove_file(&path).map_err(Error::io("remove", &path))?;
+            }
         }
         self.zip.seen.clear();
+        self.zip.tail.clear();
         self.zip.bytes = 0;
         self.waiting.clear();
-        self.state = State::Between(Vec::new());
+        self.state = State::at_the_start(self.is_followed);
         self.extracted_bytes = 0;
         let cleared = self.zip.file.set_len(0);
         cleared
@@ -192,6 +202,7 @@ impl Arrival {
     /// # Errors
     /// [`Error::Io`].
     pub fn append(&mut self, mut chunk: &[u8], bytes_to_come: Option<u64>) -> Result<(), Error> {
+        self.zip.keep_tail(chunk);
         while !chunk.is_empty() {
             chunk = match mem::replace(&mut self.state, State::Lost) {
                 State::Lost => {
@@ -312,7 +323,6 @@ impl Arrival {
             crc32: 0,
             is_whole: false,
             is_photo,
-            is_apart: is_photo && is_stored,
             apart_before: self.zip.seen.last().map_or(0, Seen::apart_after),
             fault: None,
         });
@@ -327,41 +337,22 @@ impl Arrival {
         }))
     }
 
-    /// Whether a photo fits beside what is to come of the zip. If not, those that lie in the zip as well make room for it:
-    /// what they take is required when all of it has come.
-    fn has_room(&mut self, bytes: u64, bytes_to_come: Option<u64>) -> Result<bool, Error> {
+    /// Whether a photo fits beside what is to come of the zip. If not, it waits for what is required at the end.
+    fn has_room(&self, bytes: u64, bytes_to_come: Option<u64>) -> Result<bool, Error> {
         let needed = bytes.saturating_add(bytes_to_come.unwrap_or_default());
         let free = disk::free_bytes(&self.zip.folder)?;
         // Some network file systems say 0 for "unknown".
-        if free == 0 || free >= needed {
-            return Ok(true);
-        }
-        for place in 0..self.zip.seen.len() {
-            if !self.zip.seen[place].is_apart {
-                self.remove_photo(place)?;
-            }
-        }
-        Ok(false)
-    }
-
-    fn remove_photo(&mut self, place: usize) -> Result<(), Error> {
-        let seen = &mut self.zip.seen[place];
-        seen.is_whole = false;
-        if mem::take(&mut seen.is_photo) {
-            let path = self.zip.photo_path(place);
-            fs::remove_file(&path).map_err(Error::io("remove", &path))?;
-        }
-        Ok(())
+        Ok(free == 0 || free >= needed)
     }
 
     fn go_within<'a>(&mut self, mut within: Within, chunk: &'a [u8]) -> Result<&'a [u8], Error> {
         let place = self.zip.seen.len() - 1;
         let left = within.left.and_then(|left| usize::try_from(left).ok());
         let data = &chunk[..chunk.len().min(left.unwrap_or(usize::MAX))];
-        let is_stored = self.zip.seen[place].method == 0;
+        let is_stored = self.zip.seen[place].method == STORED;
         let (used, content_bytes) = if is_stored {
             let written = within.take(data);
-            // A photo that lies nowhere else is a part of the download.
+            // A stored photo is a part of the download.
             written.map_err(disk::failed("write", &self.zip.path))?;
             (data.len(), data.len())
         } else {
@@ -371,7 +362,7 @@ impl Arrival {
             };
             self.inflater.inflate(data, &mut within).map_err(failed)?
         };
-        if self.zip.seen[place].is_apart {
+        if self.zip.seen[place].is_photo {
             self.zip.bytes += used as u64;
         } else {
             self.write_down(&data[..used])?;
@@ -405,13 +396,20 @@ impl Arrival {
             self.zip.seen[place].fault = fault.map(String::into_boxed_str);
         }
         self.extracted_bytes += within.bytes;
-        if !self.zip.seen[place].is_whole {
-            self.remove_photo(place)?;
-        }
         if within.left.is_some() || within.inflation == Inflation::HasEnded {
             self.state = State::Between(Vec::new());
         }
         Ok(&chunk[used..])
+    }
+}
+
+impl State {
+    fn at_the_start(is_followed: bool) -> Self {
+        if is_followed {
+            Self::Between(Vec::new())
+        } else {
+            Self::Lost
+        }
     }
 }
 

@@ -13,6 +13,8 @@ const END_64: &[u8] = b"PK\x06\x06";
 const END_64_BYTES: usize = 56;
 const LOCATOR_64: &[u8] = b"PK\x06\x07";
 const LOCATOR_64_BYTES: usize = 20;
+/// The record, with the longest comment behind it and those of zip64 before it.
+pub const MOST_TAIL_BYTES: usize = END_BYTES + 0xffff + END_64_BYTES + LOCATOR_64_BYTES;
 /// In the place of a number that only zip64 can hold.
 const IN_ZIP64: u64 = 0xffff_ffff;
 
@@ -81,8 +83,7 @@ impl EndRecord {
         /// Of what reads like such records.
         const MOST: usize = 64;
         let length = zip.bytes;
-        let before = END_64_BYTES + LOCATOR_64_BYTES;
-        let tail_start = length.saturating_sub((END_BYTES + 0xffff + before) as u64);
+        let tail_start = length.saturating_sub(MOST_TAIL_BYTES as u64);
         let mut tail = Vec::new();
         let mut reader = BufReader::new(zip.reader());
         reader.seek(SeekFrom::Start(tail_start))?;

@@ -20,8 +20,13 @@ pub enum Fault {
 pub fn not_a_zip(zip: &Zip, content_type: Option<&str>, fault: &Fault) -> Result<Error, Error> {
     let length = zip.bytes;
     let mut head = Vec::new();
-    let read = zip.reader().take(1024).read_to_end(&mut head);
-    read.map_err(|error| zip.unreadable(error))?;
+    let mut reader = zip.reader();
+    for bytes in [2, 1022] {
+        if head != b"PK" {
+            let read = reader.by_ref().take(bytes).read_to_end(&mut head);
+            read.map_err(|error| zip.unreadable(error))?;
+        }
+    }
     let kind = content_type.map_or_else(String::new, |kind| format!("{}, ", shown(kind)));
     let text = String::from_utf8_lossy(&head)
         .trim_start_matches(['\u{feff}', ' ', '\r', '\n', '\t'])

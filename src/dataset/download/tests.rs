@@ -25,7 +25,7 @@ fn impatient() -> Patience {
 
 /// A zip that arrives in the folder.
 fn arrival(folder: &std::path::Path) -> Arrival {
-    Arrival::create(&folder.join("images.zip"), folder, &Limits::default()).unwrap()
+    Arrival::create(&folder.join("images.zip"), folder, &Limits::default(), true).unwrap()
 }
 
 /// Fetches from the server's URL with `suffix`; what arrived, or the error.
