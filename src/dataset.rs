@@ -742,27 +742,48 @@ mod tests {
 
     #[test]
     fn cancelling_leaves_the_old_dataset_and_nothing_else() {
-        let folder = used_folder();
-        let before = tree(folder.path());
-        let (reply, silent) = silence(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nPK".into());
-        let server = Server::start(vec![reply]);
-        let (task, _said) = task();
-        let cancel = task.cancel.clone();
-        let canceller = std::thread::spawn(move || {
-            silent.recv().unwrap();
-            cancel.cancel();
-        });
-        let source = Source {
-            toml_text: TOML,
-            url: &server.url(),
-            trigger_word: "sks",
-        };
-        assert!(matches!(
-            prepare(folder.path(), &source, &DatasetLimits::default(), &task),
-            Err(Error::Cancelled)
-        ));
-        canceller.join().unwrap();
-        assert_eq!(tree(folder.path()), before);
+        let zip = zip_of([("a.jpg", shaded_jpeg(1)), ("b.jpg", vec![7; 9999])]);
+        let within_a_photo = zip.windows(5).position(|name| name == b"b.jpg").unwrap() + 10;
+        for arrived in [&zip[..2], &zip[..within_a_photo]] {
+            let folder = used_folder();
+            let before = tree(folder.path());
+            let head = b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n";
+            let (reply, silent) = silence([head, arrived].concat());
+            let server = Server::start(vec![reply]);
+            let (task, _said) = task();
+            let cancel = task.cancel.clone();
+            let canceller = std::thread::spawn(move || {
+                silent.recv().unwrap();
+                cancel.cancel();
+            });
+            let source = Source {
+                toml_text: TOML,
+                url: &server.url(),
+                trigger_word: "sks",
+            };
+            assert!(matches!(
+                prepare(folder.path(), &source, &DatasetLimits::default(), &task),
+                Err(Error::Cancelled)
+            ));
+            canceller.join().unwrap();
+            assert_eq!(tree(folder.path()), before);
+        }
+    }
+
+    #[test]
+    fn many_photos_are_placed_as_few_are() {
+        let folder = tempfile::tempdir().unwrap();
+        let names: Vec<String> = (0..1500).map(|number| format!("{number}.jpg")).collect();
+        let zip = zip_of(names.iter().map(|name| (name.as_str(), shaded_jpeg(1))));
+        let server = Server::start(vec![ok("", &zip)]);
+        run(folder.path(), &server.url()).0.unwrap();
+        let images = Layout::new(folder.path()).images();
+        assert_eq!(fs::read_dir(&images).unwrap().count(), 3000);
+        for name in names {
+            let photo = images.join(name);
+            assert_eq!(fs::read(&photo).unwrap(), shaded_jpeg(1));
+            assert_eq!(fs::read(photo.with_extension("txt")).unwrap(), b"sks");
+        }
     }
 
     #[test]

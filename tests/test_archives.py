@@ -6,11 +6,12 @@ One process prepares a dataset from each of the zips, over an old one that must 
 import hashlib
 import json
 import os
+import random
 import subprocess
 import urllib.error
 import urllib.request
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -331,6 +332,58 @@ LIES = [
     refused("the last of several parts", zip_of(photo(), disk=1, size=0, offset=0), "in several parts"),
 ]
 
+
+def large(name: str, method: int = 0, **more: Any) -> Member:
+    """More than is kept of a zip to look for its end."""
+    return member(name, jpeg(comment=name) + random.Random(name).randbytes(200_000), **{"method": method} | more)
+
+
+def hiding_another() -> bytes:
+    """The stream has two photos; the directory has one more, in the data of the first."""
+    hidden = large("c.jpg")
+    inside = hidden.header.local() + hidden.data
+    data, directory = zips.body([member("a.jpg", jpeg() + inside), large("b.jpg")])
+    at = data.index(inside)
+    directory += replace(hidden.header, offset=at).central()
+    return data + directory + zips.end_record(3, len(directory), len(data))
+
+
+def seems_fine(name: str, method: int) -> list[Refused]:
+    """What the stream does not show and the directory, behind it, does."""
+    a, b = large("a.jpg", method), large("b.jpg", method)
+    named = f"{name}, behind a fine stream: "
+    return [
+        refused(
+            named + "another name", zip_of(a, large("b.jpg", method, central={"name": b"c.jpg"})), "calls it b.jpg"
+        ),
+        refused(named + "another size", zip_of(a, large("b.jpg", method, central={"size": 77})), "says size 200"),
+        refused(named + "another checksum", zip_of(large("a.jpg", method, central={"crc": 5}), b), "the directory 5"),
+        refused(
+            named + "another method", zip_of(a, large("b.jpg", method, central={"method": 12})), "the directory 12"
+        ),
+        refused(named + "another length", zip_of(large("a.jpg", method, central={"compressed": 9}), b), "directory 9"),
+        refused(named + "one too long", zip_of(large("a.jpg", method, central={"compressed": 300_000}), b), "overlaps"),
+        refused(named + "one unlisted", zip_of(large("a.jpg", method, listed=False), b), "the file a.jpg at byte 0"),
+        refused(named + "the last unlisted", zip_of(a, large("b.jpg", method, listed=False)), "the file b.jpg at byte"),
+        refused(named + "a wrong checksum", zip_of(large("a.jpg", method, crc=5), b), "00000005 is declared"),
+        refused(named + "one place twice", one_place_twice(a, b), "overlaps"),
+    ]
+
+
+def one_place_twice(*members: Member) -> bytes:
+    data, directory = zips.body(members)
+    directory += members[0].header.central().replace(b"a.jpg", b"c.jpg")
+    return data + directory + zips.end_record(3, len(directory), len(data))
+
+
+STREAMED = [
+    *seems_fine("stored", 0),
+    *seems_fine("deflated", DEFLATED),
+    refused("stored, behind a fine stream: another in the data", hiding_another(), "overlaps c.jpg"),
+    kept("a large photo twice", zip_of(large("a.jpg"), large("b.jpg"), large("a.jpg")), "a.jpg", "b.jpg"),
+    kept("large photos, stored and deflated", zip_of(large("a.jpg"), large("b.jpg", DEFLATED))),
+]
+
 CUT = jpeg(640, 480)[:-300]
 
 PHOTOS = [
@@ -403,7 +456,7 @@ MALO_CASES = [
     for name, data in MALO.items()
 ]
 
-CASES: list[Kept | Refused] = [*NAMES, *KINDS, *WRITERS, *LIES, *PHOTOS, *MALO_CASES]
+CASES: list[Kept | Refused] = [*NAMES, *KINDS, *WRITERS, *LIES, *STREAMED, *PHOTOS, *MALO_CASES]
 
 
 def prepare_all(work: Work):

@@ -469,3 +469,195 @@ impl Inflater {
         Ok((used, inflated))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use zip::CompressionMethod;
+    use zip::write::SimpleFileOptions;
+
+    use super::*;
+    use crate::dataset::archive::extract;
+    use crate::dataset::samples::{jpeg, task};
+
+    /// More than is kept of a zip to look for its end, and nothing that compresses well.
+    fn photo(seed: u64) -> Vec<u8> {
+        let mut photo = jpeg(64, 48);
+        let end = photo.len() - 2;
+        let noise = (0..200_000u64).scan(seed, |state, _| {
+            *state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            Some((*state >> 57) as u8)
+        });
+        photo.splice(end..end, noise);
+        photo
+    }
+
+    fn zip_in(method: CompressionMethod) -> Vec<u8> {
+        let mut writer = zip::ZipWriter::new(Cursor::new(Vec::new()));
+        let options = SimpleFileOptions::default().compression_method(method);
+        writer.add_directory("in", options).unwrap();
+        for (name, content) in [
+            ("in/a.jpg", photo(1)),
+            ("b.txt", photo(2)),
+            ("c.jpg", photo(3)),
+        ] {
+            writer.start_file(name, options).unwrap();
+            writer.write_all(&content).unwrap();
+        }
+        writer.finish().unwrap().into_inner()
+    }
+
+    fn arrived(folder: &Path, zip: &[u8], chunk_bytes: usize) -> Zip {
+        let path = folder.join("images.zip");
+        let mut arrival = Arrival::create(&path, folder, &Limits::default(), true).unwrap();
+        for chunk in zip.chunks(chunk_bytes) {
+            arrival.append(chunk, None).unwrap();
+        }
+        arrival.finish().unwrap()
+    }
+
+    /// The numbers of the photos' files that were there when the zip was.
+    fn taken(folder: &Path) -> Vec<usize> {
+        let entries = fs::read_dir(folder).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut numbers: Vec<usize> = names.filter_map(|name| name.parse().ok()).collect();
+        numbers.sort_unstable();
+        numbers
+    }
+
+    #[test]
+    fn photos_are_taken_on_the_way_and_kept_nowhere_else() {
+        for method in [CompressionMethod::STORE, CompressionMethod::DEFLATE] {
+            let zip = zip_in(method);
+            for chunk_bytes in [1000, 1 << 20] {
+                let folder = tempfile::tempdir().unwrap();
+                let mut zip = arrived(folder.path(), &zip, chunk_bytes);
+                assert_eq!(taken(folder.path()), [0, 2]);
+                let own = zip.file.metadata().unwrap().len();
+                assert!(own < zip.bytes() / 2, "{own} of {} bytes", zip.bytes());
+                let extraction = extract(&mut zip, None, &Limits::default(), &task().0).unwrap();
+                assert!(!zip.lacks_bytes());
+                assert_eq!(taken(folder.path()), [0, 2], "no photo is read again");
+                let contents = extraction
+                    .photos
+                    .iter()
+                    .map(|photo| fs::read(&photo.path).unwrap());
+                assert_eq!(contents.collect::<Vec<_>>(), [photo(3), photo(1)]);
+                assert!(extraction.photos.iter().all(|photo| photo.fault.is_none()));
+            }
+        }
+    }
+
+    #[test]
+    fn numbers_behind_the_data_are_followed() {
+        for name in ["streamed", "zip64-streamed"] {
+            let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/corpus/archive");
+            let zip = fs::read(format!("{corpus}/{name}.zip")).unwrap();
+            for chunk_bytes in [1, 7, 1000] {
+                let folder = tempfile::tempdir().unwrap();
+                let mut zip = arrived(folder.path(), &zip, chunk_bytes);
+                let before = taken(folder.path());
+                let extraction = extract(&mut zip, None, &Limits::default(), &task().0).unwrap();
+                assert_eq!(before.len(), extraction.photos.len(), "{name}");
+                assert_eq!(taken(folder.path()), before, "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_followed_is_read_at_the_end() {
+        let stored = zip_in(CompressionMethod::STORE);
+        let mut of_unknown_size = stored.clone();
+        for at in 0..of_unknown_size.len() - 4 {
+            if of_unknown_size[at..].starts_with(b"PK\x03\x04") {
+                of_unknown_size[at + 6] |= 8;
+                of_unknown_size[at + 14..at + 26].fill(0);
+            }
+        }
+        for (name, zip) in [
+            (
+                "behind a program",
+                [b"#!/bin/sh\n", stored.as_slice()].concat(),
+            ),
+            ("bzip2", zip_in(CompressionMethod::BZIP2)),
+            ("stored, of unknown size", of_unknown_size),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            let mut zip = arrived(folder.path(), &zip, 1000);
+            assert_eq!(taken(folder.path()), [0; 0], "{name}");
+            let extraction = extract(&mut zip, None, &Limits::default(), &task().0).unwrap();
+            let contents = extraction
+                .photos
+                .iter()
+                .map(|photo| fs::read(&photo.path).unwrap());
+            assert_eq!(contents.collect::<Vec<_>>(), [photo(3), photo(1)], "{name}");
+        }
+    }
+
+    /// What is stored can be read whatever the directory says, what was deflated only where it says the same.
+    #[test]
+    fn a_zip_that_is_not_what_it_seemed_is_read_whole_or_has_to_come_again() {
+        for method in [CompressionMethod::STORE, CompressionMethod::DEFLATE] {
+            let mut bytes = zip_in(method);
+            let directory = bytes
+                .windows(4)
+                .position(|bytes| bytes == b"PK\x01\x02")
+                .unwrap();
+            let photo = bytes[directory..]
+                .windows(8)
+                .position(|name| name == b"in/a.jpg")
+                .unwrap();
+            // Its checksum, in both headers.
+            let header = bytes
+                .windows(8)
+                .position(|name| name == b"in/a.jpg")
+                .unwrap()
+                - 30;
+            bytes[header + 14] ^= 1;
+            bytes[directory + photo - 46 + 16] ^= 1;
+            let folder = tempfile::tempdir().unwrap();
+            let mut zip = arrived(folder.path(), &bytes, 1000);
+            let error = extract(&mut zip, None, &Limits::default(), &task().0).unwrap_err();
+            let is_stored = method == CompressionMethod::STORE;
+            assert_eq!(zip.lacks_bytes(), !is_stored);
+            if is_stored {
+                assert!(error.to_string().contains("its checksum is"), "{error}");
+                let mut whole = Vec::new();
+                zip.reader().read_to_end(&mut whole).unwrap();
+                assert!(whole == bytes, "it reads as it came");
+            }
+        }
+    }
+
+    #[test]
+    fn a_zip_that_starts_again_leaves_nothing_of_the_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("images.zip");
+        let mut arrival = Arrival::create(&path, folder.path(), &Limits::default(), true).unwrap();
+        let first = zip_in(CompressionMethod::STORE);
+        arrival
+            .append(&first[..first.len() - 100_000], None)
+            .unwrap();
+        assert_eq!(taken(folder.path()), [0, 2]);
+        arrival
+            .so_far()
+            .unwrap()
+            .reader()
+            .read_to_end(&mut Vec::new())
+            .unwrap();
+        arrival.restart().unwrap();
+        assert_eq!(taken(folder.path()), [0; 0]);
+        let second = zip_in(CompressionMethod::DEFLATE);
+        arrival.append(&second, None).unwrap();
+        let mut zip = arrival.finish().unwrap();
+        let extraction = extract(&mut zip, None, &Limits::default(), &task().0).unwrap();
+        let contents = extraction
+            .photos
+            .iter()
+            .map(|photo| fs::read(&photo.path).unwrap());
+        assert_eq!(contents.collect::<Vec<_>>(), [photo(3), photo(1)]);
+    }
+}
