@@ -12,7 +12,6 @@ import sys
 import traceback
 from typing import Any
 
-
 # For the library alone: its steps must not find it in their environment.
 TRAIN_OPTIONS = json.loads(os.environ.pop("TRAIN_OPTIONS", "{}"))
 
