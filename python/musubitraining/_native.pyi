@@ -13,6 +13,7 @@ __all__ = [
     "Models",
     "MusubiTraining",
     "_restore_download_error",
+    "_supervise",
     "convert_lora_to_comfyui",
 ]
 
@@ -62,6 +63,9 @@ class DownloadError(OSError):
     """
 
     status: int | None
+
+def _supervise(lifeline: int, locks: list[int]) -> None:
+    """Make a fork of a warm interpreter the supervisor of a step: returns in the step's own process, a fork of it."""
 
 def _restore_download_error(message: str, status: int | None, kind: str) -> DownloadError:
     """Make an unpickled error of the kind that this process has: with `requests` or without."""
