@@ -1,5 +1,6 @@
 """Download, extraction and captions: wall and peak memory against the original, curl, bsdtar and ripunzip."""
 
+import itertools
 import os
 import shutil
 import socket
@@ -260,12 +261,16 @@ def on_ext4(
         yield Table("Dataset: ext4", "Left out: to make and mount a fresh file system needs root.", [""], [])
         return
     with tempfile.TemporaryDirectory(dir=bench.work) as scratch:
-        image, mount = Path(scratch, "image"), Path(scratch, "mount")
+        mount = Path(scratch, "mount")
         mount.mkdir()
+        numbers = itertools.count()
         one = case(mount / "work")
 
         def fresh() -> None:
             subprocess.run(["umount", str(mount)], stderr=subprocess.DEVNULL)
+            for used in Path(scratch).glob("image*"):
+                used.unlink()
+            image = Path(scratch, f"image{next(numbers)}")
             with image.open("wb") as file:
                 file.truncate(6 << 30)
             subprocess.run([tool("mkfs.ext4", "e2fsprogs"), "-qF", str(image)], check=True)
