@@ -277,7 +277,7 @@ impl Arrival {
     /// What to do with what follows a header.
     fn begin(&mut self, header: &LocalHeader, bytes_to_come: Option<u64>) -> Result<State, Error> {
         /// Where the header does not say what the data inflate to.
-        const MOST_OF_UNKNOWN: u64 = 64 << 20;
+        const MOST_OF_UNKNOWN: u64 = 256 << 20;
         let is_open = header.has_descriptor() && header.compressed_bytes == 0;
         let is_stored = match Method::of(header.method) {
             _ if header.is_unreadable() => return Ok(State::Lost),
@@ -326,7 +326,9 @@ impl Arrival {
             apart_before: self.zip.seen.last().map_or(0, Seen::apart_after),
             fault: None,
         });
-        self.inflater.decompress.reset(false);
+        if !is_stored {
+            self.inflater.decompress.reset(false);
+        }
         Ok(State::Within(Within {
             left: (!is_open).then_some(header.compressed_bytes),
             most_bytes,
