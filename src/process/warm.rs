@@ -117,7 +117,7 @@ impl WarmInterpreter {
     fn readiness(&self, cancel: &Cancel) -> Result<Result<(), String>, Error> {
         let mut said = Vec::new();
         let mut chunk = [0; 4096];
-        while self.started.elapsed() < self.ready_within {
+        loop {
             cancel.check()?;
             let mut requests = lock_of(&self.requests);
             let Some(requests) = requests.as_mut() else {
@@ -134,17 +134,22 @@ impl WarmInterpreter {
                     if matches!(
                         error.kind(),
                         ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
-                    ) => {}
+                    ) =>
+                {
+                    // Only now: what it has said long ago may be asked for late, after a long download.
+                    if self.started.elapsed() >= self.ready_within {
+                        return Ok(Err(format!(
+                            "its imports have not ended within {} s",
+                            self.ready_within.as_secs_f32()
+                        )));
+                    }
+                }
                 Err(_) => return Ok(Err(self.last_words())),
             }
             if said == READY {
                 return Ok(Ok(()));
             }
         }
-        Ok(Err(format!(
-            "its imports have not ended within {} s",
-            self.ready_within.as_secs_f32()
-        )))
     }
 
     /// Why it has ended before it could say anything.
@@ -277,6 +282,19 @@ mod tests {
             .unwrap();
         let gone = rustix::process::test_kill_process(Pid::from_raw(pid).unwrap());
         assert_eq!(gone, Err(rustix::io::Errno::SRCH));
+    }
+
+    #[test]
+    fn one_that_was_ready_in_time_may_be_asked_much_later() {
+        let (warm, command) = interpreter("printf ready >&0", Duration::ZERO);
+        // Once it has ended, it has said it.
+        let mut process = lock_of(&warm.process);
+        let supervisor = process.as_mut().unwrap().supervisor.as_mut();
+        supervisor.unwrap().wait().unwrap();
+        drop(process);
+        let trouble = warm.fork(&command, &Cancel::default()).unwrap();
+        let trouble = trouble.err().unwrap();
+        assert!(trouble.starts_with("it does not answer"), "{trouble}");
     }
 
     #[test]
