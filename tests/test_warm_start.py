@@ -104,6 +104,10 @@ left_open = open("left_open.txt", "w")
 left_open.write("all of it")
 print("the last line")
 """,
+    "a stream in another's place": "import io; sys.stdout = io.TextIOWrapper(sys.stdout.detach()); print('é')",
+    "a closed stream": "sys.stdout.close()",
+    "no streams": "sys.stdout = sys.stderr = None",
+    "work after an interrupt": "import atexit\natexit.register(lambda: print('at exit'))\nraise KeyboardInterrupt",
     "an import at the end": "import atexit; atexit.register(lambda: __import__('wave') and print('ok'))",
 }
 
@@ -125,7 +129,13 @@ def test_a_script_ends_as_in_a_process_of_its_own(tmp_path: Path, ending: str, i
     else:
         usual, ours = [str(script), "-x"], ["-c", FORK, str(script), "-x"]
     said, returncodes = zip(*(ended(command, tmp_path) for command in (usual, ours)), strict=True)
-    ends_the_launcher_too = {"an interrupt": -2, "a signal": -15, "killed": -9, "os._exit": 4}
+    ends_the_launcher_too = {
+        "an interrupt": -2,
+        "work after an interrupt": -2,
+        "a signal": -15,
+        "killed": -9,
+        "os._exit": 4,
+    }
     if is_launched and ending in ends_the_launcher_too:
         assert returncodes == (1, ends_the_launcher_too[ending])
         assert said[0][: len(said[1])] == said[1]

@@ -12,6 +12,7 @@ its standard streams; and its output and exit code are the same.
 import ast
 import atexit
 import builtins
+import contextlib
 import ctypes
 import gc
 import importlib.machinery
@@ -79,6 +80,7 @@ def exit_code(error: BaseException) -> int:
         frames = frames.tb_next
     sys.excepthook(type(error), error.with_traceback(frames), frames)
     if isinstance(error, KeyboardInterrupt):
+        wind_up()
         flush()
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
@@ -87,29 +89,32 @@ def exit_code(error: BaseException) -> int:
 
 def wind_up() -> None:
     """Do what Python does when a script has ended, but for the taking apart of its modules, which takes seconds."""
-    threading._shutdown()  # type: ignore[attr-defined]
-    atexit._run_exitfuncs()
+    for work in (threading._shutdown, atexit._run_exitfuncs):  # type: ignore[attr-defined]
+        try:
+            work()
+        except BaseException:
+            traceback.print_exc()
 
 
 def flush() -> None:
     """Write out what is still in a buffer, in files that nobody has closed too."""
-    for found in gc.get_objects():
-        if type(found) in (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom) and not found.closed:
-            try:
-                found.flush()
-            except (OSError, ValueError):
-                continue
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for file in (sys.stdout, sys.stderr, *buffered_files()):
+        # It may be `None`, closed, without the buffer that it had, or broken.
+        with contextlib.suppress(Exception):
+            file.flush()
     ctypes.CDLL(None).fflush(None)
+
+
+def buffered_files() -> list[Any]:
+    """Everything that files are written through."""
+    return [
+        found for found in gc.get_objects() if type(found) in (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom)
+    ]
 
 
 def leave(code: int) -> NoReturn:
     """End the process with its work wound up."""
-    try:
-        wind_up()
-    except BaseException:
-        traceback.print_exc()
+    wind_up()
     flush()
     os._exit(code & 0xFF)
 
