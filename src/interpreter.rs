@@ -41,6 +41,12 @@ fn step_interpreter(py: Python<'_>) -> PyResult<PathBuf> {
     Ok(package.with_file_name("step_interpreter.py"))
 }
 
+/// Whether this runs accelerate's launcher, as the training does.
+#[must_use]
+pub fn is_launch(argv: &[OsString]) -> bool {
+    matches!(argv, [_, option, module, ..] if option == "-m" && module == LAUNCHER)
+}
+
 /// The command that runs accelerate's launcher, and the script of its one process in the launcher's own: to the same
 /// effect, without a second interpreter that imports all anew. `None` where `argv` is no launch, or the launcher is
 /// not the one whose single process is known.
@@ -48,11 +54,10 @@ fn step_interpreter(py: Python<'_>) -> PyResult<PathBuf> {
 /// # Errors
 /// What Python raises.
 pub fn launch_in_one_process(py: Python<'_>, argv: &[OsString]) -> PyResult<Option<Vec<OsString>>> {
-    let [python, option, module, words @ ..] = argv else {
+    let [python, _, _, words @ ..] = argv else {
         return Ok(None);
     };
-    if *python != executable(py)? || option != "-m" || module != LAUNCHER || !launcher_is_known(py)?
-    {
+    if !is_launch(argv) || *python != executable(py)? || !launcher_is_known(py)? {
         return Ok(None);
     }
     let program = step_interpreter(py)?.into_os_string();

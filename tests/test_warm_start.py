@@ -234,6 +234,48 @@ def test_the_interpreter_is_gone_while_the_training_runs(make: Callable[..., Wor
     running.finish().ok()
 
 
+def forks_while_warm(work: Work) -> str:
+    import logging
+    import os
+    import signal
+
+    forks = []
+
+    def fork(record: logging.LogRecord) -> bool:
+        if record.getMessage() == "[precache:latents] starting":
+            forks.append(os.fork())
+            if not forks[0]:
+                signal.alarm(60)
+                signal.pause()
+        return True
+
+    logging.getLogger("musubitraining").addFilter(fork)
+    path = work.train(warm_start=True)
+    os.kill(forks[0], signal.SIGKILL)
+    return path
+
+
+def test_it_is_gone_though_a_fork_of_the_host_lives_on(make: Callable[..., Workspace]) -> None:
+    workspace = make()
+    up = waits(workspace, TRAIN)
+    running = workspace.start(OURS, forks_while_warm)
+    assert wait_until(up.exists, 30)
+    assert wait_until(lambda: len(interpreters(workspace)) == 1, 30)
+    (workspace.root / "go").touch()
+    running.finish().ok()
+
+
+def test_it_is_gone_though_the_training_is_not_its_fork(bench: Any) -> None:
+    """Of a launcher that is not known."""
+    workspace: Workspace = bench.workspace()
+    up = waits(workspace, TRAIN)
+    running = workspace.start(OURS, warm)
+    assert wait_until(up.exists, 30)
+    assert wait_until(lambda: not interpreters(workspace), 30)
+    (workspace.root / "go").touch()
+    running.finish().ok()
+
+
 def test_an_interpreter_that_is_killed_takes_no_step_with_it(make: Callable[..., Workspace]) -> None:
     workspace = make()
     up = waits(workspace, TEXT)

@@ -7,6 +7,7 @@
 use std::ffi::OsString;
 use std::io::{self, ErrorKind, IoSlice, Read, Write, pipe};
 use std::mem::MaybeUninit;
+use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
@@ -197,7 +198,10 @@ impl WarmInterpreter {
 
     /// Lets it go; the steps that it has forked go on.
     pub fn dismiss(&self) {
-        lock_of(&self.requests).take();
+        if let Some(requests) = lock_of(&self.requests).take() {
+            // Not only closed: a fork of this process may hold it open too.
+            let _ = requests.shutdown(Shutdown::Both);
+        }
     }
 }
 

@@ -389,22 +389,26 @@ impl Way {
         mut say: impl FnMut(Said) -> Result<(), Error>,
     ) -> Result<i32, Error> {
         let command = &self.command;
-        if let Some(warm) = self.warm.as_ref().filter(|warm| warm.suits(command)) {
-            match warm.fork(command, cancel)? {
-                Ok(started) => {
-                    if self.in_one_process.is_some() {
-                        // The training is the last; what its interpreter shares with it needs no second holder.
-                        warm.dismiss();
-                    }
+        if let Some(warm) = &self.warm {
+            let forked = if warm.suits(command) {
+                Some(warm.fork(command, cancel)?)
+            } else {
+                None
+            };
+            // The training is the last: nobody else needs what is imported, and it takes what memory there is.
+            if interpreter::is_launch(&command.argv) || matches!(forked, Some(Err(_))) {
+                warm.dismiss();
+            }
+            match forked {
+                Some(Ok(started)) => {
                     return process::attend(started, cancel, |lines| say(Said::Lines(lines)));
                 }
-                Err(trouble) => {
-                    if self.run.cool_down() {
-                        say(Said::Warning(format!(
-                            "no warm start, the steps run in processes of their own: {trouble}"
-                        )))?;
-                    }
+                Some(Err(trouble)) if self.run.cool_down() => {
+                    say(Said::Warning(format!(
+                        "no warm start, the steps run in processes of their own: {trouble}"
+                    )))?;
                 }
+                _ => {}
             }
         }
         let command = self.in_one_process.as_ref().unwrap_or(command);
