@@ -59,7 +59,7 @@ def says_how_it_is(workspace: Workspace) -> None:
             import __main__, os, signal, threading
             print("main", __main__.__file__, __name__, __main__.__spec__, __main__.__doc__, vars(__main__) is globals())
             print("path", sys.path[0], "argv", sys.argv, "group", os.getpgrp() == os.getpid())
-            print("signals", signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGPIPE))
+            print("signals", *map(signal.getsignal, sorted(signal.valid_signals())))
             print("streams", sys.stdin.read(), sys.stdout.encoding, sys.stdout.isatty(), sys.stderr.fileno())
             print("threads", threading.active_count(), threading.current_thread() is threading.main_thread())
             """)
@@ -402,6 +402,32 @@ def test_what_an_import_says_every_script_says(make: Callable[..., Workspace]) -
     assert steps(runs[0]) == steps(runs[1])
     assert len(runs[1].logged("heavy informs")) == 2
     assert not runs[1].logged(NOT_WARM)
+
+
+def leaves_things(workspace: Workspace) -> None:
+    """A package that opens a file and starts a program as it is imported; and a host that says how to look for CUDA."""
+    package(
+        workspace,
+        "heavy",
+        f"""
+        import subprocess
+        log = open({str(workspace.root / "heavy.log")!r}, "a")
+        program = subprocess.Popen(["false"], stdout=subprocess.PIPE)
+        program.stdout.read()
+        """,
+    )
+    for name in (LATENTS, TRAIN):
+        script = workspace.tuner.root / name
+        script.write_text(f"import heavy\nheavy.log.write('{name}\\n')\n{script.read_text()}")
+    workspace.env["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
+
+
+def test_what_an_import_leaves_behind_is_as_it_would_be(make: Callable[..., Workspace]) -> None:
+    runs = [make(leaves_things).run(OURS, run).ok() for run in (plain, warm)]
+    assert not runs[1].logged(NOT_WARM)
+    for run in runs:
+        assert (run.workspace.root / "heavy.log").read_text().splitlines() == [LATENTS, TRAIN]
+        assert {call["env"]["PYTORCH_NVML_BASED_CUDA_CHECK"] for call in calls(run)} == {"0"}
 
 
 def other_environment(work: Work) -> str:

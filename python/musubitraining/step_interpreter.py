@@ -39,6 +39,9 @@ NVML_CHECK = "PYTORCH_NVML_BASED_CUDA_CHECK"
 # The module that a script takes the place of: what runs here must outlive it.
 _THIS = sys.modules["__main__"]
 
+# Files that packages have opened as they were imported, once the garbage collector does not look there any more.
+_OPENED_BY_IMPORTS: list[Any] = []
+
 
 def lead_path(folder: str) -> None:
     """Put `folder` where Python puts a script's own, in the place of this file's."""
@@ -98,7 +101,7 @@ def wind_up() -> None:
 
 def flush() -> None:
     """Write out what is still in a buffer, in files that nobody has closed too."""
-    for file in (sys.stdout, sys.stderr, *buffered_files()):
+    for file in (sys.stdout, sys.stderr, *_OPENED_BY_IMPORTS, *buffered_files()):
         # It may be `None`, closed, without the buffer that it had, or broken.
         with contextlib.suppress(Exception):
             file.flush()
@@ -386,12 +389,13 @@ def refuse_what_a_fork_breaks() -> None:
 
     Some libraries end their threads before a fork and start them again where they are needed, which is fine.
     """
-    if not os.fork():
+    fork = os.fork()
+    if not fork:
         cuda = getattr(sys.modules.get("torch"), "cuda", None)
         if cuda and (cuda.is_initialized() or (cuda._is_in_bad_fork() and cuda.is_available())):
             os._exit(1)
         os._exit(0)
-    if os.wait()[1]:
+    if os.waitpid(fork, 0)[1]:
         raise Trouble("a package that the clone imports has initialised CUDA, which no fork can use then")
     threads = len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else threading.active_count()
     if threads > 1:
@@ -425,6 +429,7 @@ def become(command: list[str], descriptors: list[int], warmth: Warmth, native: A
     for descriptor in descriptors:
         os.close(descriptor)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()
@@ -454,7 +459,7 @@ def warm(native_path: str, scripts: list[str]) -> NoReturn:
     with tempfile.TemporaryFile(buffering=0) as said:
         os.dup2(said.fileno(), 1)
         os.dup2(said.fileno(), 2)
-    environment = dict(os.environ)
+    nvml_check = os.environ.get(NVML_CHECK)
     # Tells whether there is CUDA without initialising it.
     os.environ[NVML_CHECK] = "1"
     try:
@@ -468,9 +473,12 @@ def warm(native_path: str, scripts: list[str]) -> NoReturn:
         text = str(error) if isinstance(error, Trouble) else traceback.format_exception_only(error)[-1]
         requests.sendall(" ".join(text.split()).encode(errors="replace"))
         os._exit(1)
-    if NVML_CHECK not in environment:
+    if nvml_check is None:
         del os.environ[NVML_CHECK]
+    else:
+        os.environ[NVML_CHECK] = nvml_check
     gc.collect()
+    _OPENED_BY_IMPORTS.extend(buffered_files())
     gc.freeze()
     requests.sendall(b"ready")
     serve(requests, warmth, native)
