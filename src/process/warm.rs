@@ -20,7 +20,7 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 use rustix::process::Pid;
 
 use super::supervisor::Watch;
-use super::{Command, Started, end, read_number, spawn, wait_for};
+use super::{Command, Started, end, spawn, wait_for};
 use crate::error::Error;
 use crate::task::Cancel;
 
@@ -43,10 +43,18 @@ pub struct WarmInterpreter {
     command: Command,
     started: Instant,
     ready_within: Duration,
+    forked_within: Duration,
     process: Mutex<Option<Started>>,
     /// `None` once it is not to be asked any more.
     requests: Mutex<Option<UnixStream>>,
     readiness: Mutex<Option<Result<(), String>>>,
+}
+
+fn is_timeout(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
+    )
 }
 
 fn lock_of<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -70,6 +78,7 @@ impl WarmInterpreter {
             command,
             started: Instant::now(),
             ready_within,
+            forked_within: FORKED_WITHIN,
             process: Mutex::new(Some(started)),
             requests: Mutex::new(Some(requests)),
             readiness: Mutex::new(None),
@@ -109,9 +118,9 @@ impl WarmInterpreter {
         if let Some(Err(trouble)) = &*readiness {
             return Ok(Err(trouble.clone()));
         }
-        Ok(self
-            .request(command)
-            .map_err(|error| format!("it does not answer: {error}")))
+        let forked = self.request(command, cancel);
+        cancel.check()?;
+        Ok(forked.map_err(|error| format!("it does not answer: {error}")))
     }
 
     /// What it says of itself.
@@ -131,12 +140,7 @@ impl WarmInterpreter {
                 Ok(0) if said.is_empty() => return Ok(Err(self.last_words())),
                 Ok(0) => return Ok(Err(String::from_utf8_lossy(&said).into_owned())),
                 Ok(length) => said.extend_from_slice(&chunk[..length]),
-                Err(error)
-                    if matches!(
-                        error.kind(),
-                        ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
-                    ) =>
-                {
+                Err(error) if is_timeout(&error) => {
                     // Only now: what it has said long ago may be asked for late, after a long download.
                     if self.started.elapsed() >= self.ready_within {
                         return Ok(Err(format!(
@@ -171,7 +175,7 @@ impl WarmInterpreter {
         }
     }
 
-    fn request(&self, command: &Command) -> io::Result<Started> {
+    fn request(&self, command: &Command, cancel: &Cancel) -> io::Result<Started> {
         let mut requests = lock_of(&self.requests);
         let requests = requests.as_mut().ok_or(ErrorKind::NotConnected)?;
         let (output, output_writer) = pipe()?;
@@ -184,13 +188,20 @@ impl WarmInterpreter {
         send(requests, &length.to_le_bytes(), &descriptors)?;
         requests.write_all(&words)?;
         drop((output_writer, supervisors_end));
-        lifeline.set_read_timeout(Some(FORKED_WITHIN))?;
+        lifeline.set_read_timeout(Some(CANCEL_POLL))?;
+        let asked = Instant::now();
+        let mut leader = [0; 4];
         // Once our end of the lifeline is closed, a fork that comes late ends itself.
-        let leader = read_number(&mut lifeline).ok_or(ErrorKind::TimedOut)?;
+        while let Err(error) = lifeline.read_exact(&mut leader) {
+            let is_late = asked.elapsed() >= self.forked_within || cancel.is_cancelled();
+            if is_late || !is_timeout(&error) {
+                return Err(error);
+            }
+        }
         lifeline.set_read_timeout(None)?;
         Ok(Started {
             supervisor: None,
-            leader: Some(leader),
+            leader: Some(i32::from_ne_bytes(leader)),
             output,
             lifeline,
         })
@@ -328,6 +339,17 @@ mod tests {
             cancel.cancel();
             assert!(matches!(waiting.join().unwrap(), Some(Error::Cancelled)));
         });
+    }
+
+    #[test]
+    fn a_step_that_waits_for_its_fork_can_be_cancelled() {
+        let (mut warm, command) = interpreter("exec sleep 600", Duration::from_secs(600));
+        warm.forked_within = Duration::from_secs(600);
+        *lock_of(&warm.readiness) = Some(Ok(()));
+        let cancel = Cancel::default();
+        cancel.cancel();
+        let outcome = warm.fork(&command, &cancel);
+        assert!(matches!(outcome.err(), Some(Error::Cancelled)));
     }
 
     #[test]
