@@ -28,6 +28,7 @@ import tempfile
 import threading
 import traceback
 import types
+import warnings
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
@@ -283,7 +284,9 @@ class Warmth:
         if path in seen:
             return
         seen.add(path)
-        with io.open_code(path) as file:
+        with io.open_code(path) as file, warnings.catch_warnings():
+            # Said where it is compiled to be run.
+            warnings.simplefilter("ignore")
             tree = ast.parse(file.read(), path)
         package = name if os.path.basename(path) == "__init__.py" else name.rpartition(".")[0]
         for statement, is_guarded in Imports(tree).found:
