@@ -391,7 +391,9 @@ def says_at_import(workspace: Workspace) -> None:
     )
     for name in (LATENTS, TRAIN):
         script = workspace.tuner.root / name
-        before = f"DIGITS = '\\d'\nimport logging\nlogging.basicConfig(level=logging.INFO, format='{name}: %(message)s')\nprint('first')\n"
+        lines = ["DIGITS = '\\d'", "import logging", "print('first')"]
+        lines += [f"logging.basicConfig(level=logging.INFO, format='{name}: %(message)s')"]
+        before = "\n".join(lines) + "\n"
         script.write_text(f"{before}import heavy\nprint('then')\n{script.read_text()}")
 
 
