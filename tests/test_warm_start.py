@@ -391,9 +391,10 @@ def says_at_import(workspace: Workspace) -> None:
     )
     for name in (LATENTS, TRAIN):
         script = workspace.tuner.root / name
-        lines = ["DIGITS = '\\d'", "import logging", "print('first')"]
-        lines += [f"logging.basicConfig(level=logging.INFO, format='{name}: %(message)s')"]
-        before = "\n".join(lines) + "\n"
+        before = (
+            "DIGITS = '\\d'\n"
+            f"import logging\nlogging.basicConfig(level=logging.INFO, format='{name}: %(message)s')\nprint('first')\n"
+        )
         script.write_text(f"{before}import heavy\nprint('then')\n{script.read_text()}")
 
 
@@ -407,6 +408,64 @@ def test_what_an_import_says_every_script_says(make: Callable[..., Workspace]) -
     assert steps(runs[0]) == steps(runs[1])
     assert len(runs[1].logged("heavy informs")) == 2
     assert not runs[1].logged(NOT_WARM)
+
+
+def draws(workspace: Workspace) -> None:
+    package(
+        workspace,
+        "torch",
+        """
+        import random
+        class default_generator:
+            drawn = random.random()
+            @classmethod
+            def seed(cls): cls.drawn = random.random()
+        class cuda:
+            is_initialized = is_available = _is_in_bad_fork = staticmethod(lambda: False)
+        def set_num_threads(count): pass
+        """,
+    )
+    for name in (LATENTS, TEXT, TRAIN):
+        script = workspace.tuner.root / name
+        script.write_text(f"import torch\nprint('drawn', torch.default_generator.drawn)\n{script.read_text()}")
+
+
+def test_no_two_steps_draw_the_same_random_numbers(make: Callable[..., Workspace]) -> None:
+    run = make(draws).run(OURS, warm).ok()
+    assert len({line.partition("drawn ")[2] for line in run.logged("] drawn ")}) == 3
+    assert not run.logged(NOT_WARM)
+
+
+@pytest.mark.parametrize(("mkl", "count"), [({}, "1"), ({"MKL_NUM_THREADS": "2"}, "2")])
+def test_the_launcher_says_how_many_threads_there_are_unless_mkl_does(
+    make: Callable[..., Workspace], mkl: dict[str, str], count: str
+) -> None:
+    def arrange(workspace: Workspace) -> None:
+        package(
+            workspace,
+            "torch",
+            """
+            import os
+            threads = int(os.environ.get("MKL_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", 8)))
+            def set_num_threads(count):
+                global threads
+                threads = count
+            class default_generator:
+                seed = staticmethod(lambda: None)
+            class backends:
+                class mkl:
+                    is_available = staticmethod(lambda: True)
+            class cuda:
+                is_initialized = is_available = _is_in_bad_fork = staticmethod(lambda: False)
+            """,
+        )
+        broken("import torch\nprint('threads', torch.threads)")(workspace)
+        workspace.env |= mkl
+
+    for way in (plain, warm):
+        run = make(arrange).run(OURS, way).ok()
+        assert run.logged("] threads ") == [f"[train] threads {count}"]
+        assert not run.logged(NOT_WARM)
 
 
 def leaves_things(workspace: Workspace) -> None:

@@ -155,8 +155,10 @@ def launch(words: list[str]) -> int:
     if threads.isdecimal():
         # What the launcher tells the script's process, whose libraries read it as they are imported.
         os.environ["OMP_NUM_THREADS"] = threads
-        if "torch" in sys.modules:
-            sys.modules["torch"].set_num_threads(int(threads))
+        torch = sys.modules.get("torch")
+        # The other one comes first, where it is heard at all.
+        if torch and not ("MKL_NUM_THREADS" in os.environ and torch.backends.mkl.is_available()):
+            torch.set_num_threads(int(threads))
     lead_path(os.getcwd())
     handlers = list(logging.root.handlers)
     try:
@@ -434,8 +436,11 @@ def become(command: list[str], descriptors: list[int], warmth: Warmth, native: A
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    # Python's own random numbers see to forks themselves.
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()
+    if "torch" in sys.modules:
+        sys.modules["torch"].default_generator.seed()
     warmth.repeat_as_imported()
     if command[1] == "-m":
         leave(launch(command[3:]))
