@@ -699,7 +699,8 @@ def leaves_it_to_a_daemon_thread(work: Work):
 )
 def test_however_the_host_ends_the_tree_ends(bench: Bench, run: Callable[[Work], Any]) -> None:
     workspace = bench.workspace()
-    workspace.tuner.does(LATENTS, ["spawn", {"setsid": True}], ["spawn", {}], ["say", "up\n"], ["hang"])
+    children = ["spawn", {"setsid": True}], ["spawn", {}]
+    workspace.tuner.does(LATENTS, *children, ["note_pid"], ["say", "up\n"], ["hang"])
     running = workspace.start(OURS, run)
     try:
         pids = workspace.tuner.wait_for_pids(3)

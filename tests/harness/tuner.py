@@ -61,7 +61,11 @@ def hang():
 
 
 def spawn(ignore=(), setsid=False, daemon=False):
-    if os.fork():
+    child = os.fork()
+    if child:
+        # A test may end everything as soon as it hears of this step.
+        while not daemon and not os.path.exists(os.path.join(ROOT, "pids", str(child))):
+            time.sleep(0.001)
         return
     if setsid:
         os.setsid()
@@ -106,6 +110,8 @@ for action, *args in actions:
             time.sleep(0.01)
     elif action == "spawn":
         spawn(**args[0])
+    elif action == "note_pid":
+        note_pid()
     elif action == "hang":
         hang()
     elif action == "exit":
@@ -192,7 +198,8 @@ class StubTuner:
     """A stand-in for a clone. `actions` of a step (its script's file name) are what its program does, in order:
 
     `["say", text]` (latin-1), `["say_on_stderr", text]`, `["write"]` or `["write", text]` the step's output,
-    `["write_at", path, text]`, `["await", path]` until it exists, `["hang"]`, `["exit", code]`, `["signal", number]`,
+    `["write_at", path, text]`, `["await", path]` until it exists, `["note_pid"]`, `["hang"]`, `["exit", code]`,
+    `["signal", number]`,
     `["spawn", {"ignore": [signals], "setsid": bool, "daemon": bool}]` a process that never ends.
     """
 
