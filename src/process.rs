@@ -22,7 +22,7 @@ use crate::task::Cancel;
 use lines::LineSplitter;
 use supervisor::Watch;
 pub use supervisor::supervise_here;
-pub use warm::WarmInterpreter;
+pub use warm::{Fit, WarmInterpreter};
 
 /// What to run, and where.
 #[derive(Debug)]

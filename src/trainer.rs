@@ -830,6 +830,11 @@ fn warm_up(slf: &Bound<'_, PyAny>, run: &Run, steps: &[Step]) -> PyResult<Option
     match started {
         Ok(interpreter) => {
             log.info(("[pipeline] warm start: one interpreter imports for all steps",))?;
+            if steps.contains(&Step::LaunchTraining) && !interpreter::launcher_is_known(py)? {
+                log.info((
+                    "[pipeline] no warm start for the training: this accelerate's launcher is not one that is known",
+                ))?;
+            }
             Ok(Some(run.warm_up(interpreter)))
         }
         Err(error) => {

@@ -510,6 +510,8 @@ def other_environment(work: Work) -> str:
 
 def test_steps_that_are_to_find_something_else_get_processes_of_their_own(make: Callable[..., Workspace]) -> None:
     run = make().run(OURS, other_environment).ok()
+    (line,) = run.logged(NOT_WARM)
+    assert line.endswith("the environment has changed since")
     assert [call["env"].get("SEEN_BY_THE_STEPS") for call in calls(run)] == ["yes"] * 3
 
 

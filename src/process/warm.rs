@@ -57,6 +57,15 @@ fn is_timeout(error: &io::Error) -> bool {
     )
 }
 
+/// What a command would find in a fork of the interpreter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fit {
+    Same,
+    /// It is one of those that the interpreter is for, but.
+    Other(&'static str),
+    NotPrepared,
+}
+
 fn lock_of<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -85,21 +94,26 @@ impl WarmInterpreter {
         })
     }
 
-    /// Whether a process that is forked from it would be as one that `command` starts: for what it has prepared for, in the
-    /// same folder and environment.
+    /// Whether a process that is forked from it would be as one that `command` starts.
     #[must_use]
-    pub fn suits(&self, command: &Command) -> bool {
+    pub fn fit(&self, command: &Command) -> Fit {
         let prepared_for = |word: &OsString| self.command.argv[1..].contains(word);
         let is_prepared = match command.argv.as_slice() {
             [_, option, module, ..] if option == "-m" => prepared_for(module),
             [_, script, ..] => prepared_for(script),
             _ => false,
         };
-        is_prepared
-            && lock_of(&self.requests).is_some()
-            && command.argv[0] == self.command.argv[0]
-            && command.cwd == self.command.cwd
-            && command.environment == self.command.environment
+        if !is_prepared || lock_of(&self.requests).is_none() {
+            Fit::NotPrepared
+        } else if command.argv[0] != self.command.argv[0] {
+            Fit::Other("sys.executable is another one by now")
+        } else if command.cwd != self.command.cwd {
+            Fit::Other("it is to run in another folder")
+        } else if command.environment != self.command.environment {
+            Fit::Other("the environment has changed since")
+        } else {
+            Fit::Same
+        }
     }
 
     /// Waits until it can be asked, and forks for the command of these words; `Ok(Err)` says why that cannot be.
@@ -363,18 +377,29 @@ mod tests {
                 locks: Vec::new(),
             };
             change(&mut command);
-            warm.suits(&command)
+            warm.fit(&command)
         };
-        assert!(like(&|_| {}));
-        assert!(like(&|command| command.argv.push("--flag".into())));
-        assert!(!like(&|command| command.cwd = PathBuf::from("/tmp")));
-        assert!(!like(&|command| command
-            .environment
-            .push(("A".into(), "b".into()))));
-        assert!(!like(&|command| command.argv[0] = "bash".into()));
-        assert!(!like(&|command| command.argv[1] = "another".into()));
-        assert!(!like(&|command| command.argv.insert(1, "-X".into())));
+        assert_eq!(like(&|_| {}), Fit::Same);
+        assert_eq!(
+            like(&|command| command.argv.push("--flag".into())),
+            Fit::Same
+        );
+        let changes: [(&dyn Fn(&mut Command), bool); 5] = [
+            (&|command| command.cwd = PathBuf::from("/tmp"), true),
+            (
+                &|command| command.environment.push(("A".into(), "b".into())),
+                true,
+            ),
+            (&|command| command.argv[0] = "bash".into(), true),
+            (&|command| command.argv[1] = "another".into(), false),
+            (&|command| command.argv.insert(1, "-X".into()), false),
+        ];
+        for (number, (change, is_prepared)) in changes.into_iter().enumerate() {
+            let fit = like(change);
+            assert_eq!(matches!(fit, Fit::Other(_)), is_prepared, "{number}");
+            assert_ne!(fit, Fit::Same, "{number}");
+        }
         warm.dismiss();
-        assert!(!like(&|_| {}));
+        assert_eq!(like(&|_| {}), Fit::NotPrepared);
     }
 }

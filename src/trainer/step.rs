@@ -15,7 +15,7 @@ use super::{clone_of, evidence};
 use crate::cgroup::MemoryCgroup;
 use crate::error::Error;
 use crate::failure::{Exit, Listener};
-use crate::process::{self, Command, WarmInterpreter};
+use crate::process::{self, Command, Fit, WarmInterpreter};
 use crate::progress::Heard;
 use crate::task::{Cancel, Task};
 use crate::{interpreter, interrupt};
@@ -390,10 +390,10 @@ impl Way {
     ) -> Result<i32, Error> {
         let command = &self.command;
         if let Some(warm) = &self.warm {
-            let forked = if warm.suits(command) {
-                Some(warm.fork(command, cancel)?)
-            } else {
-                None
+            let forked = match warm.fit(command) {
+                Fit::Same => Some(warm.fork(command, cancel)?),
+                Fit::Other(why) => Some(Err(why.to_owned())),
+                Fit::NotPrepared => None,
             };
             // The training is the last: nobody else needs what is imported, and it takes what memory there is.
             if interpreter::is_launch(&command.argv) || matches!(forked, Some(Err(_))) {
