@@ -9,17 +9,18 @@ mod proxy;
 mod samples;
 mod tls;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::io;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::sync_channel;
 use std::thread;
 
 use crate::disk::{self, remove};
 use crate::error::Error;
 use crate::task::{LogLine, Task};
-use archive::{Arrival, Extraction, Limits, Photo, shown};
+use archive::{Arrival, Extraction, Limits, Photo, Zip, shown};
 use download::{Downloaded, Patience, RedactedUrl};
 
 /// What a dataset is made from.
@@ -235,27 +236,29 @@ fn build(
         "[dataset] downloading images zip (url={shown_url}...)"
     ))?;
     let extracted = staging.0.join("extracted");
+    let images = staging.images();
     let mut is_followed = true;
-    let extraction = loop {
-        remove(&extracted)?;
-        fs::create_dir(&extracted).map_err(disk::failed("create", &extracted))?;
+    let (extraction, zip) = loop {
+        for folder in [&extracted, &images] {
+            remove(folder)?;
+            fs::create_dir(folder).map_err(disk::failed("create", folder))?;
+        }
         let to = Arrival::create(&staging.images_zip(), &extracted, limits, is_followed)?;
         let Downloaded {
             mut zip,
             content_type,
-        } = download::download(url, to, patience, task)?;
+        } = download_captioning(url, to, &images, source.trigger_word, patience, task)?;
         task.info(format!("[dataset] downloaded zip bytes={}", zip.bytes()))?;
         let extraction = archive::extract(&mut zip, content_type.as_deref(), limits, task);
         if !zip.lacks_bytes() {
-            break extraction?;
+            break (extraction?, zip);
         }
         is_followed = false;
         task.info(
             "[dataset] the zip is not what it seemed to be on the way: downloading it again, to read all of it",
         )?;
     };
-    let zip = staging.images_zip();
-    fs::remove_file(&zip).map_err(Error::io("remove", &zip))?;
+    fs::remove_file(zip.path()).map_err(Error::io("remove", zip.path()))?;
     let Extraction {
         photos,
         left_out,
@@ -272,7 +275,8 @@ fn build(
     }
     warn_of_others(&others, task)?;
     warn_of_twins(&photos, task)?;
-    place(&photos, &staging.images(), source.trigger_word, task)?;
+    let names = photos_named(&photos, task)?;
+    place(&photos, &names, &zip, &images, source.trigger_word, task)?;
     remove(&extracted)?;
 
     let images = layout.images();
@@ -325,53 +329,100 @@ fn judge(
     Ok(open)
 }
 
-/// Moves the photos under their names into `images`, each with its caption.
-fn place(
-    photos: &[Photo],
+/// Downloads, and writes the captions of the photos that are taken out of the zip on the way.
+fn download_captioning(
+    url: &RedactedUrl,
+    mut to: Arrival,
     images: &Path,
     trigger_word: &str,
+    patience: &Patience,
     task: &Task<LogLine>,
-) -> Result<(), Error> {
-    /// Fewer are not worth a thread.
-    const SHARE: usize = 500;
+) -> Result<Downloaded, Error> {
+    let (sender, photos) = sync_channel::<Vec<PathBuf>>(1);
+    to.naming(images, sender);
+    thread::scope(|scope| {
+        let write_captions = move || {
+            for photo in photos.into_iter().flatten() {
+                task.check()?;
+                caption::write(&photo, trigger_word)?;
+            }
+            Ok(())
+        };
+        let captions = thread::Builder::new()
+            .name("captions".to_owned())
+            .spawn_scoped(scope, write_captions);
+        let captions = captions.map_err(|error| {
+            Error::Unusable(format!("cannot start a thread for the captions: {error}"))
+        })?;
+        let downloaded = download::download(url, to, patience, task);
+        let captioned = captions.join().unwrap_or_else(|panic| resume_unwind(panic));
+        // A download whose captions cannot be written ends by that.
+        captioned.and(downloaded)
+    })
+}
+
+/// What the photos are called in the end.
+fn photos_named(photos: &[Photo], task: &Task<LogLine>) -> Result<Vec<String>, Error> {
     let entry_names: Vec<&str> = photos
         .iter()
         .map(|photo| photo.entry_name.as_str())
         .collect();
     let names = archive::flat_names(&entry_names);
-    for (photo, name) in photos.iter().zip(&names) {
-        if photo.entry_name.rsplit('/').next() != Some(name) {
-            task.info(format!(
-                "[dataset] renamed {} to {name}",
-                shown(&photo.entry_name)
-            ))?;
+    for (entry_name, name) in entry_names.iter().zip(&names) {
+        if entry_name.rsplit('/').next() != Some(name) {
+            task.info(format!("[dataset] renamed {} to {name}", shown(entry_name)))?;
         }
     }
-    let place = |photos: &[Photo], names: &[String]| {
-        for (photo, name) in photos.iter().zip(names) {
-            task.check()?;
-            let path = images.join(name);
-            fs::rename(&photo.path, &path).map_err(Error::io("name a photo", &path))?;
-            caption::write(&path, trigger_word)?;
+    Ok(names)
+}
+
+/// Leaves in `images` just the photos, under their names, each with its caption. Most are there already.
+fn place(
+    photos: &[Photo],
+    names: &[String],
+    zip: &Zip,
+    images: &Path,
+    trigger_word: &str,
+    task: &Task<LogLine>,
+) -> Result<(), Error> {
+    let mut waiting = Vec::new();
+    for (photo, name) in photos.iter().zip(names) {
+        let path = images.join(name);
+        if photo.path != path {
+            waiting.push((photo.path.clone(), path));
         }
-        Ok(())
-    };
-    if photos.len() < 2 * SHARE {
-        return place(photos, &names);
     }
-    let half = photos.len() / 2;
-    thread::scope(|scope| {
-        let first =
-            thread::Builder::new().spawn_scoped(scope, || place(&photos[..half], &names[..half]));
-        let second = place(&photos[half..], &names[half..]);
-        match first {
-            Ok(first) => first
-                .join()
-                .unwrap_or_else(|panic| resume_unwind(panic))
-                .and(second),
-            Err(_) => place(&photos[..half], &names[..half]).and(second),
+    if waiting.is_empty() && zip.names_on_the_way().count() == photos.len() {
+        return Ok(());
+    }
+    let move_to =
+        |from: &Path, to: &Path| fs::rename(from, to).map_err(Error::io("name a photo", to));
+    // Where a photo lies that is to be called otherwise, there may be another's place.
+    for (number, (from, _)) in waiting.iter_mut().enumerate() {
+        task.check()?;
+        if from.parent() == Some(images) {
+            let aside = zip.folder().join(format!("aside{number}"));
+            move_to(from, &aside)?;
+            *from = aside;
         }
-    })
+    }
+    let is_in_place = |(photo, name): &(&Photo, &String)| photo.path == images.join(name);
+    let in_place: HashSet<&Path> = (photos.iter().zip(names).filter(is_in_place))
+        .map(|(photo, _)| photo.path.as_path())
+        .collect();
+    for name in zip.names_on_the_way() {
+        let path = images.join(name);
+        if !in_place.contains(path.as_path()) {
+            remove(&path)?;
+            remove(&caption::path(&path))?;
+        }
+    }
+    for (from, path) in waiting {
+        task.check()?;
+        move_to(&from, &path)?;
+        caption::write(&path, trigger_word)?;
+    }
+    Ok(())
 }
 
 /// A word on what a user may have meant to train on.
@@ -588,6 +639,7 @@ fn cannot_move(from: &Path, error: io::Error) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
     use std::sync::mpsc::Receiver;
 
     use super::samples::{
@@ -784,6 +836,83 @@ mod tests {
             assert_eq!(fs::read(&photo).unwrap(), shaded_jpeg(1));
             assert_eq!(fs::read(photo.with_extension("txt")).unwrap(), b"sks");
         }
+    }
+
+    /// A version that another one takes the place of, in the middle of the download.
+    fn replaced_on_the_way(first: &[u8], headers: &str, second: &[u8]) -> Server {
+        let head = format!("200 OK\r\nETag: \"one\"\r\nContent-Length: {}", first.len());
+        let cut = answer(&head, &first[..first.len() - first.len() / 8]);
+        Server::start(vec![cut, ok(headers, second)])
+    }
+
+    fn gzipped(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    const GZIP: &str = "\r\nContent-Encoding: gzip";
+
+    #[test]
+    fn nothing_stays_of_a_version_that_is_replaced_on_the_way() {
+        let names: Vec<String> = (0..300).map(|number| format!("{number}.jpg")).collect();
+        let first = zip_of(names.iter().map(|name| (name.as_str(), shaded_jpeg(1))));
+        let second = zip_of([("2.JPG", shaded_jpeg(2)), ("new.jpg", shaded_jpeg(3))]);
+        let encoded = gzipped(&second);
+        for (headers, body) in [("\r\nETag: \"two\"", &second), (GZIP, &encoded)] {
+            let folder = tempfile::tempdir().unwrap();
+            let server = replaced_on_the_way(&first, headers, body);
+            run(folder.path(), &server.url()).0.unwrap();
+            assert_eq!(server.requests().len(), 2);
+            let images = tree(&Layout::new(folder.path()).images());
+            let names: Vec<&String> = images.keys().collect();
+            assert_eq!(names, ["2.JPG", "2.txt", "new.jpg", "new.txt"]);
+            assert_eq!(images["2.JPG"], shaded_jpeg(2));
+        }
+    }
+
+    /// What is not as it seemed on the way lies under its name at first.
+    #[test]
+    fn photos_that_are_called_otherwise_in_the_end_change_places() {
+        let folder = tempfile::tempdir().unwrap();
+        let zip = zip_of([
+            ("z/a.jpg", shaded_jpeg(1)),
+            ("a_2.jpg", shaded_jpeg(2)),
+            ("a.jpeg", shaded_jpeg(3)),
+            ("A.jpg", shaded_jpeg(4)),
+        ]);
+        run_with(folder.path(), &zip).0.unwrap();
+        let images = tree(&Layout::new(folder.path()).images());
+        let photos = [
+            ("A.jpg", 4),
+            ("a_2.jpg", 2),
+            ("a_3.jpeg", 3),
+            ("a_4.jpg", 1),
+        ];
+        for (name, shade) in photos {
+            assert_eq!(images[name], shaded_jpeg(shade), "{name}");
+        }
+        assert_eq!(images.len(), 8, "{:?}", images.keys());
+    }
+
+    #[test]
+    fn a_caption_that_cannot_be_written_ends_the_download() {
+        let folder = tempfile::tempdir().unwrap();
+        let images = folder.path().join("images");
+        let staging = folder.path().join("extracted");
+        for folder in [&images, &staging, &images.join("7.txt")] {
+            fs::create_dir(folder).unwrap();
+        }
+        let names: Vec<String> = (0..300).map(|number| format!("{number}.jpg")).collect();
+        let zip = zip_of(names.iter().map(|name| (name.as_str(), shaded_jpeg(1))));
+        let server = Server::start(vec![ok("", &zip)]);
+        let zip = folder.path().join("images.zip");
+        let to = Arrival::create(&zip, &staging, &Limits::default(), true).unwrap();
+        let url = RedactedUrl::parse(&server.url()).unwrap();
+        let patience = Patience::default();
+        let result = download_captioning(&url, to, &images, "sks", &patience, &task().0);
+        let message = result.unwrap_err().to_string();
+        assert!(message.contains("7.txt"), "{message}");
     }
 
     #[test]
@@ -1008,5 +1137,98 @@ mod tests {
             tree(folder.path()),
             before.into_iter().filter(is_of_the_dataset).collect()
         );
+    }
+
+    mod properties {
+        use proptest::prelude::*;
+        use zip::CompressionMethod;
+        use zip::write::SimpleFileOptions;
+
+        use super::*;
+
+        /// Taken out on the way or all at the end: it is the same folder, or the same refusal.
+        fn holds(zip: &[u8]) -> Result<(), TestCaseError> {
+            let images = |server: Server| {
+                let folder = tempfile::tempdir().unwrap();
+                let result = run(folder.path(), &server.url()).0;
+                let images = Layout::new(folder.path()).images();
+                result
+                    .map(|()| tree(&images))
+                    .map_err(|error| std::mem::discriminant(&error))
+            };
+            let at_the_end = images(Server::start(vec![ok(GZIP, &gzipped(zip))]));
+            prop_assert_eq!(&images(Server::start(vec![ok("", zip)])), &at_the_end);
+            let Ok(images) = at_the_end else {
+                return Ok(());
+            };
+            let photos = images
+                .keys()
+                .filter(|name| name.strip_suffix(".txt").is_none());
+            for photo in photos.clone() {
+                let caption = images.get(&format!("{}.txt", photo.rsplit_once('.').unwrap().0));
+                prop_assert_eq!(caption.map(Vec::as_slice), Some(b"sks".as_slice()));
+            }
+            prop_assert_eq!(images.len(), 2 * photos.count());
+            Ok(())
+        }
+
+        #[test]
+        fn every_zip_of_the_corpus_holds() {
+            let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/corpus/archive");
+            for file in fs::read_dir(folder).unwrap() {
+                let path = file.unwrap().path();
+                holds(&fs::read(&path).unwrap())
+                    .unwrap_or_else(|error| panic!("{path:?}: {error}"));
+            }
+        }
+
+        /// Of few letters, so that they meet.
+        fn name() -> impl Strategy<Value = String> {
+            "(b/|__MACOSX/)?[aAb]{1,2}(_2|é|E\u{301})?\\.(jpg|JPG|jpeg|txt)"
+        }
+
+        fn content() -> impl Strategy<Value = Vec<u8>> {
+            prop_oneof![
+                4 => any::<u8>().prop_map(shaded_jpeg),
+                1 => Just(b"fake".to_vec()),
+                1 => Just(Vec::new()),
+            ]
+        }
+
+        proptest! {
+            #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+            #[test]
+            fn generated_zips_hold(
+                files in prop::collection::btree_map(name(), (content(), any::<bool>()), 0..12),
+                twin in any::<prop::sample::Index>(),
+                has_twins in any::<bool>(),
+            ) {
+                let mut writer = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+                for (name, (content, is_stored)) in &files {
+                    let method = if *is_stored {
+                        CompressionMethod::Stored
+                    } else {
+                        CompressionMethod::Deflated
+                    };
+                    let options = SimpleFileOptions::default().compression_method(method);
+                    writer.start_file(name.as_str(), options).unwrap();
+                    writer.write_all(content).unwrap();
+                }
+                let mut zip = writer.finish().unwrap().into_inner();
+                // The same name twice: of two names of one length, one takes the other's.
+                if let Some(from) = files.keys().nth(twin.index(files.len().max(1))) {
+                    let to = files.keys().find(|to| *to != from && to.len() == from.len());
+                    if let Some(to) = to.filter(|_| has_twins) {
+                        for at in 0..zip.len() - from.len() {
+                            if zip[at..].starts_with(from.as_bytes()) {
+                                zip[at..at + to.len()].copy_from_slice(to.as_bytes());
+                            }
+                        }
+                    }
+                }
+                holds(&zip)?;
+            }
+        }
     }
 }

@@ -51,7 +51,7 @@ impl Default for Limits {
     }
 }
 
-/// A file of the zip that is named like a photo, extracted under a number.
+/// A file of the zip that is named like a photo, extracted.
 #[derive(Debug)]
 pub struct Photo {
     /// With its folders, as in the zip.
@@ -73,9 +73,9 @@ pub struct Extraction {
     pub others: Vec<String>,
 }
 
-/// Extracts every photo of `zip`, wherever it lies in it, to the zip's folder, under a number. The archive's names reach
-/// no path. What is no photo is read as well, though not written: a zip that lies about one of its files is not to be
-/// believed in the others.
+/// Extracts every photo of `zip`, wherever it lies in it, to the zip's folder, under a number, where it was not taken out
+/// on the way. The archive's names reach no path but as [`flat_names`] makes them. What is no photo is read as well, though
+/// not written: a zip that lies about one of its files is not to be believed in the others.
 ///
 /// # Errors
 /// [`Error::BadZip`] for what is no zip or a damaged or lying one, [`Error::Unusable`] for one that is encrypted or
@@ -106,8 +106,12 @@ pub struct Zip {
     file: File,
     bytes: u64,
     folder: PathBuf,
+    /// The photos that have their names already go there.
+    images: PathBuf,
     /// In the order of their places, which is that of their files' numbers.
     seen: Vec<Seen>,
+    /// What photos were called that came before the zip started again.
+    forgotten: Vec<Box<str>>,
     /// The photo that was read last, by its number.
     opened: RefCell<Option<(usize, File)>>,
     /// What was read last of the zip's own file, and where it lies there: headers are read one after the other.
@@ -124,7 +128,9 @@ impl Zip {
             file,
             bytes: 0,
             folder: folder.to_owned(),
+            images: PathBuf::new(),
             seen: Vec::new(),
+            forgotten: Vec::new(),
             opened: RefCell::default(),
             window: RefCell::default(),
             tail: Vec::new(),
@@ -141,12 +147,26 @@ impl Zip {
     }
 
     fn photo_path(&self, number: usize) -> PathBuf {
-        self.folder.join(number.to_string())
+        match self.seen.get(number).and_then(|seen| seen.name.as_deref()) {
+            Some(name) => self.images.join(name),
+            None => self.folder.join(number.to_string()),
+        }
+    }
+
+    /// What photos were called among the images as they came, whatever has become of them.
+    pub fn names_on_the_way(&self) -> impl Iterator<Item = &str> {
+        let seen = self.seen.iter().filter_map(|seen| seen.name.as_deref());
+        seen.chain(self.forgotten.iter().map(AsRef::as_ref))
     }
 
     /// For `map_err`, on reading.
     fn unreadable(&self, error: io::Error) -> Error {
         Error::io("read", &self.path)(error)
+    }
+
+    /// Where the photos are that have numbers.
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
 
     pub fn reader(&self) -> ZipReader<'_> {

@@ -1,6 +1,6 @@
 //! Captions: the trigger word beside each photo.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::error::Error;
 
@@ -10,12 +10,18 @@ const ENCODER_TOKENS: usize = 512;
 /// What an English text takes for each of its tokens, about; Chinese takes less.
 const USUAL_TOKEN_BYTES: usize = 4;
 
-/// Writes the caption of `photo` beside it: `IMG.JPG` has it in `IMG.txt`, `my.jpg.photo.jpg` in `my.jpg.photo.txt`.
+/// Where the caption of `photo` is, beside it: `IMG.JPG` has it in `IMG.txt`, `my.jpg.photo.jpg` in `my.jpg.photo.txt`.
+#[must_use]
+pub fn path(photo: &Path) -> PathBuf {
+    photo.with_extension("txt")
+}
+
+/// Writes the caption of `photo`.
 ///
 /// # Errors
 /// [`Error::Io`].
 pub fn write(photo: &Path, trigger_word: &str) -> Result<(), Error> {
-    let path = photo.with_extension("txt");
+    let path = path(photo);
     std::fs::write(&path, trigger_word).map_err(crate::disk::failed("write", &path))
 }
 

@@ -6,13 +6,15 @@
 use std::fs::{self, File};
 use std::io::{self, Cursor, Seek, SeekFrom, Write};
 use std::mem;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::SyncSender;
 
 use flate2::{Crc, Decompress, FlushDecompress, Status};
 
 use super::content::Method;
+use super::directory::MOST_TAIL_BYTES;
 use super::headers::{self, LocalHeader, Next};
-use super::names::{base_name, decoded_name, is_junk, is_named_like_photo};
+use super::names::{Stems, base_name, decoded_name, is_junk, is_named_like_photo};
 use super::{Limits, STORED, Zip, is_bomb};
 use crate::dataset::image;
 use crate::disk;
@@ -20,6 +22,12 @@ use crate::error::Error;
 
 /// What is written, and inflated, at a time.
 const BUFFER_BYTES: usize = 128 << 10;
+
+/// How many photos are told of at a time.
+const PHOTOS_AT_A_TIME: usize = 100;
+
+/// Somebody else may fill the disk meanwhile: what photos may take between two looks at it.
+const BYTES_BETWEEN_LOOKS: u64 = 16 << 20;
 
 /// The data of an entry, as the stream had it.
 #[derive(Debug)]
@@ -34,6 +42,8 @@ pub struct Seen {
     pub is_whole: bool,
     /// Whether what is in it lies in a file of its own, and its bytes not in the zip's.
     pub is_photo: bool,
+    /// What that file is called among the images; without this it has a number.
+    pub name: Option<Box<str>>,
     /// Bytes of the zip before it that do not lie in the zip's file.
     pub apart_before: u64,
     /// See [`image::fault`].
@@ -65,6 +75,17 @@ pub struct Arrival {
     state: State,
     inflater: Inflater,
     extracted_bytes: u64,
+    /// What photos may take before there is another look.
+    room: u64,
+    naming: Option<Naming>,
+}
+
+/// For photos that get their names as they come.
+struct Naming {
+    stems: Stems,
+    /// Those that are there, and whom to tell of them.
+    photos: Vec<PathBuf>,
+    listener: SyncSender<Vec<PathBuf>>,
 }
 
 enum State {
@@ -124,15 +145,31 @@ impl Arrival {
                 buffer: Vec::new(),
             },
             extracted_bytes: 0,
+            room: 0,
+            naming: None,
         })
     }
 
-    /// Another zip at `path`, out of which nothing is taken.
+    /// Has photos go to `images`, which must exist, under the names that they most probably get in the end, and tells of
+    /// those that are there.
+    pub fn naming(&mut self, images: &Path, listener: SyncSender<Vec<PathBuf>>) {
+        images.clone_into(&mut self.zip.images);
+        self.naming = Some(Naming {
+            stems: Stems::default(),
+            photos: Vec::new(),
+            listener,
+        });
+    }
+
+    /// Another zip at `path`, out of which nothing is taken. It knows what photos were called before this started again.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn beside(&self, path: &Path) -> Result<Self, Error> {
-        Self::create(path, &self.zip.folder, &self.limits, false)
+        let mut other = Self::create(path, &self.zip.folder, &self.limits, false)?;
+        other.zip.images.clone_from(&self.zip.images);
+        other.zip.forgotten.clone_from(&self.zip.forgotten);
+        Ok(other)
     }
 
     /// # Errors
@@ -167,12 +204,14 @@ impl Arrival {
                 fs::remove_file(&path).map_err(Error::io("remove", &path))?;
             }
         }
-        self.zip.seen.clear();
+        let names = self.zip.seen.drain(..).filter_map(|seen| seen.name);
+        self.zip.forgotten.extend(names);
         self.zip.tail.clear();
         self.zip.bytes = 0;
         self.waiting.clear();
         self.state = State::at_the_start(self.is_followed);
         self.extracted_bytes = 0;
+        self.room = 0;
         let cleared = self.zip.file.set_len(0);
         cleared
             .and_then(|()| self.zip.file.seek(SeekFrom::Start(0)))
@@ -194,7 +233,20 @@ impl Arrival {
     /// [`Error::Io`].
     pub fn finish(mut self) -> Result<Zip, Error> {
         self.so_far()?;
+        self.tell(1)?;
         Ok(self.zip)
+    }
+
+    /// Tells of the photos that are there, if there are so many.
+    fn tell(&mut self, at_least: usize) -> Result<(), Error> {
+        match &mut self.naming {
+            Some(naming) if naming.photos.len() >= at_least => {
+                let told = naming.listener.send(mem::take(&mut naming.photos));
+                // As in `Task::say`: nobody listens any more.
+                told.map_err(|_| Error::Cancelled)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Takes what came next. `bytes_to_come` are those behind it, where that is known.
@@ -202,7 +254,9 @@ impl Arrival {
     /// # Errors
     /// [`Error::Io`].
     pub fn append(&mut self, mut chunk: &[u8], bytes_to_come: Option<u64>) -> Result<(), Error> {
-        self.zip.keep_tail(chunk);
+        if bytes_to_come.is_none_or(|bytes| bytes < MOST_TAIL_BYTES as u64) {
+            self.zip.keep_tail(chunk);
+        }
         while !chunk.is_empty() {
             chunk = match mem::replace(&mut self.state, State::Lost) {
                 State::Lost => {
@@ -307,6 +361,23 @@ impl Arrival {
         if is_photo && !is_stored && !self.has_room(most_bytes, bytes_to_come)? {
             return Ok(State::Lost);
         }
+        let stems = self.naming.as_mut().map(|naming| &mut naming.stems);
+        let seen = Seen {
+            data_start: header.data_start,
+            compressed_bytes: 0,
+            method: header.method,
+            bytes: 0,
+            crc32: 0,
+            is_whole: false,
+            is_photo,
+            name: stems
+                .filter(|_| is_photo)
+                .and_then(|stems| stems.first_name(&name))
+                .map(String::into_boxed_str),
+            apart_before: self.zip.seen.last().map_or(0, Seen::apart_after),
+            fault: None,
+        };
+        self.zip.seen.push(seen);
         let photo = if is_photo {
             let path = self.zip.photo_path(place);
             let mut options = File::options();
@@ -315,17 +386,6 @@ impl Arrival {
         } else {
             None
         };
-        self.zip.seen.push(Seen {
-            data_start: header.data_start,
-            compressed_bytes: 0,
-            method: header.method,
-            bytes: 0,
-            crc32: 0,
-            is_whole: false,
-            is_photo,
-            apart_before: self.zip.seen.last().map_or(0, Seen::apart_after),
-            fault: None,
-        });
         if !is_stored {
             self.inflater.decompress.reset(false);
         }
@@ -340,11 +400,18 @@ impl Arrival {
     }
 
     /// Whether a photo fits beside what is to come of the zip. If not, it waits for what is required at the end.
-    fn has_room(&self, bytes: u64, bytes_to_come: Option<u64>) -> Result<bool, Error> {
-        let needed = bytes.saturating_add(bytes_to_come.unwrap_or_default());
-        let free = disk::free_bytes(&self.zip.folder)?;
-        // Some network file systems say 0 for "unknown".
-        Ok(free == 0 || free >= needed)
+    fn has_room(&mut self, bytes: u64, bytes_to_come: Option<u64>) -> Result<bool, Error> {
+        if self.room < bytes {
+            let needed = bytes.saturating_add(bytes_to_come.unwrap_or_default());
+            let free = disk::free_bytes(&self.zip.folder)?;
+            // Some network file systems say 0 for "unknown".
+            if free > 0 && free < needed {
+                return Ok(false);
+            }
+            self.room = bytes + free.saturating_sub(needed).min(BYTES_BETWEEN_LOOKS);
+        }
+        self.room -= bytes;
+        Ok(true)
     }
 
     fn go_within<'a>(&mut self, mut within: Within, chunk: &'a [u8]) -> Result<&'a [u8], Error> {
@@ -396,6 +463,13 @@ impl Arrival {
             let path = || self.zip.photo_path(place);
             let fault = fault.map_err(|error| Error::io("read", &path())(error))?;
             self.zip.seen[place].fault = fault.map(String::into_boxed_str);
+            let path = self.zip.photo_path(place);
+            if let Some(naming) = &mut self.naming
+                && self.zip.seen[place].name.is_some()
+            {
+                naming.photos.push(path);
+                self.tell(PHOTOS_AT_A_TIME)?;
+            }
         }
         self.extracted_bytes += within.bytes;
         if within.left.is_some() || within.inflation == Inflation::HasEnded {

@@ -1,7 +1,7 @@
 //! The names of entries: how they read, what they tell, and what photos are called in the dataset.
 
-use std::collections::HashMap;
-use std::collections::hash_map;
+use std::collections::{HashMap, HashSet, hash_map};
+use std::hash::{BuildHasher, RandomState};
 
 use icu_normalizer::ComposingNormalizerBorrowed;
 
@@ -117,6 +117,19 @@ pub fn flat_names(entry_names: &[&str]) -> Vec<String> {
         names.push(format!("{stem}.{extension}"));
     }
     names
+}
+
+/// The stems of the photos so far, while it is not known which there will be: their hashes, which take little memory.
+#[derive(Default)]
+pub struct Stems(HashSet<u64>, RandomState);
+
+impl Stems {
+    /// The name that [`flat_names`] gives to the first photo of its stem; `None` where it may not be the first.
+    pub fn first_name(&mut self, entry_name: &str) -> Option<String> {
+        let (stem, extension) = safe_parts(entry_name);
+        let is_first = self.0.insert(self.1.hash_one(folded(&stem)));
+        is_first.then(|| format!("{stem}.{extension}"))
+    }
 }
 
 /// Of the second photo of a name: `a_2.jpg`.
