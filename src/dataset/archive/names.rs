@@ -100,15 +100,18 @@ const STEM_BYTES: usize = 255 - "_99999x99999_zi.safetensors".len();
 /// since captions and caches are named by them; the first of a kind keeps its name.
 #[must_use]
 pub fn flat_names(entry_names: &[&str]) -> Vec<String> {
-    let parts: Vec<(String, String)> = entry_names.iter().map(|name| safe_parts(name)).collect();
     // Each stem that is taken, and the number to try next when it comes again.
     let mut taken: HashMap<String, u64> = HashMap::new();
-    let keeps: Vec<bool> = parts
+    let keeps: Vec<bool> = entry_names
         .iter()
-        .map(|(stem, _)| taken.insert(folded(stem), FIRST_NUMBER).is_none())
+        .map(|name| {
+            let kind = folded(&safe_parts(name).0);
+            taken.insert(kind, FIRST_NUMBER).is_none()
+        })
         .collect();
-    let mut names = Vec::with_capacity(parts.len());
-    for ((stem, extension), keeps) in parts.into_iter().zip(keeps) {
+    let mut names = Vec::with_capacity(keeps.len());
+    for (name, keeps) in entry_names.iter().zip(keeps) {
+        let (stem, extension) = safe_parts(name);
         let stem = if keeps {
             stem
         } else {
