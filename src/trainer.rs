@@ -618,7 +618,7 @@ fn train<'py>(
     }
     run.convert_natively(native_convert || warm_start);
     let _warm = if warm_start {
-        warm_up(slf, &run, &steps)?
+        warm_up(slf, &run, use_pre_cache.is_truthy()?)?
     } else {
         None
     };
@@ -805,14 +805,15 @@ fn stop_reading_ahead(ahead: Option<ReadAhead>, log: &Log<'_>) -> PyResult<()> {
 }
 
 /// Starts the interpreter that the scripts of these steps are to be forked from, if they are run here.
-fn warm_up(slf: &Bound<'_, PyAny>, run: &Run, steps: &[Step]) -> PyResult<Option<Warm>> {
+fn warm_up(slf: &Bound<'_, PyAny>, run: &Run, use_pre_cache: bool) -> PyResult<Option<Warm>> {
     let py = slf.py();
     let clone = clone_of(slf)?;
     let mut scripts = Vec::new();
-    if steps.contains(&Step::PreCache) {
+    if use_pre_cache && !is_replaced(slf, Step::PreCache.method())? {
         scripts.extend([clone.latents_script(), clone.text_encoder_script()]);
     }
-    if steps.contains(&Step::LaunchTraining) {
+    let trains = !is_replaced(slf, Step::LaunchTraining.method())?;
+    if trains {
         scripts.push(clone.training_script());
     }
     if scripts.is_empty() || is_replaced(slf, "_run_cmd")? {
@@ -830,7 +831,7 @@ fn warm_up(slf: &Bound<'_, PyAny>, run: &Run, steps: &[Step]) -> PyResult<Option
     match started {
         Ok(interpreter) => {
             log.info(("[pipeline] warm start: one interpreter imports for all steps",))?;
-            if steps.contains(&Step::LaunchTraining) && !interpreter::launcher_is_known(py)? {
+            if trains && !interpreter::launcher_is_known(py)? {
                 log.info((
                     "[pipeline] no warm start for the training: this accelerate's launcher is not one that is known",
                 ))?;
