@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::process::getppid;
 
 use crate::error::Error;
-use crate::task::Cancel;
+use crate::task::{Cancel, lock_of};
 
 /// Keeps other runs off a training folder, in this process and in any other, until it is dropped or its process ends,
 /// however that ends. What the same thread locks once more while it holds a lock shares it.
@@ -48,10 +48,6 @@ impl Drop for Held {
 }
 
 static LOCKS: Mutex<Vec<Weak<Held>>> = Mutex::new(Vec::new());
-
-fn lock_of<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 impl FolderLock {
     /// Locks `folder`, which exists.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::env;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -13,7 +13,7 @@ use pyo3::types::PyDict;
 use crate::error::Error;
 use crate::interrupt;
 use crate::process::{self, Command};
-use crate::task::Cancel;
+use crate::task::{Cancel, lock_of};
 use crate::tuner::LAUNCHER;
 
 /// `sys.executable`, read when it is needed: hosts and tests assign it.
@@ -177,7 +177,7 @@ fn ask_another(py: Python<'_>, name: &str) -> PyResult<Option<bool>> {
     if !is_another(py, &executable)? {
         return Ok(None);
     }
-    let answers = || ANSWERS.lock().unwrap_or_else(PoisonError::into_inner);
+    let answers = || lock_of(&ANSWERS);
     let key = (executable.clone(), name.to_owned());
     if let Some(answer) = answers().get(&key) {
         return Ok(*answer);

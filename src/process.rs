@@ -74,10 +74,7 @@ pub fn attend(
     let mut cord = lifeline.try_clone().map_err(|error| {
         Error::Unusable(format!("cannot hold on to a command's process: {error}"))
     })?;
-    let pid = supervisor
-        .as_ref()
-        .and_then(|supervisor| i32::try_from(supervisor.id()).ok())
-        .and_then(Pid::from_raw);
+    let pid = pid_of(supervisor.as_ref());
     cancel.on_cancel(move || end(&mut cord, pid));
     let spoken = say_lines(&mut output, &lifeline, say);
     let status = read_number(&mut lifeline);
@@ -104,6 +101,11 @@ fn end(cord: &mut UnixStream, supervisor: Option<Pid>) {
     if let Some(supervisor) = supervisor {
         let _ = kill_process(supervisor, Signal::CONT);
     }
+}
+
+fn pid_of(supervisor: Option<&Child>) -> Option<Pid> {
+    let number = i32::try_from(supervisor?.id()).ok()?;
+    Pid::from_raw(number)
 }
 
 /// Waits until a supervisor is gone that has nothing more to do.

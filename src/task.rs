@@ -30,9 +30,14 @@ struct CancelState {
     hooks: Vec<Box<dyn FnOnce() + Send>>,
 }
 
+/// What a mutex guards, whatever became of a thread that had it.
+pub fn lock_of<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Cancel {
     fn state(&self) -> MutexGuard<'_, CancelState> {
-        self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock_of(&self.0.0)
     }
 
     /// Cancels; runs the hooks once, on this thread.

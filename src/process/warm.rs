@@ -12,17 +12,16 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::process::Stdio;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
-use rustix::process::Pid;
 
 use super::supervisor::Watch;
-use super::{Command, Started, end, spawn, wait_for};
+use super::{Command, Started, end, pid_of, spawn, wait_for};
 use crate::error::Error;
-use crate::task::Cancel;
+use crate::task::{Cancel, lock_of};
 
 /// How long its imports may take; from a slow network disk PyTorch alone was seen to take most of a minute.
 const READY_WITHIN: Duration = Duration::from_secs(120);
@@ -64,10 +63,6 @@ pub enum Fit {
     /// It is one of those that the interpreter is for, but.
     Other(&'static str),
     NotPrepared,
-}
-
-fn lock_of<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl WarmInterpreter {
@@ -235,12 +230,7 @@ impl Drop for WarmInterpreter {
     fn drop(&mut self) {
         self.dismiss();
         if let Some(mut started) = lock_of(&self.process).take() {
-            let pid = started
-                .supervisor
-                .as_ref()
-                .and_then(|supervisor| i32::try_from(supervisor.id()).ok())
-                .and_then(Pid::from_raw);
-            end(&mut started.lifeline, pid);
+            end(&mut started.lifeline, pid_of(started.supervisor.as_ref()));
             wait_for(started.supervisor, started.lifeline);
         }
     }
@@ -268,6 +258,8 @@ fn send(to: &UnixStream, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Re
 #[cfg(test)]
 mod tests {
     use std::path::PathBuf;
+
+    use rustix::process::Pid;
 
     use super::*;
 

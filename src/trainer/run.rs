@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::thread::{self, ThreadId};
 
 use pyo3::prelude::*;
@@ -15,7 +15,7 @@ use crate::folder_lock::{self, Access, FolderLock};
 use crate::interrupt;
 use crate::process::WarmInterpreter;
 use crate::progress::Heard;
-use crate::task::Cancel;
+use crate::task::{Cancel, lock_of};
 
 /// One run of a trainer, from the outermost call on it to that call's end: the steps that `train` calls through
 /// `self` belong to its run.
@@ -36,10 +36,6 @@ struct State {
 
 /// By the address of the trainer, which lives as long as a call on it.
 static UNDER_WAY: Mutex<Vec<(usize, Weak<State>)>> = Mutex::new(Vec::new());
-
-fn lock_of<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 impl Run {
     /// The run of this trainer that is under way, or a new one.
