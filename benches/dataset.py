@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
-from measure import Bench, Contender, Missing, Sample, Table, interleaved, measured, ratios, spread, tool
+from measure import Bench, Contender, Missing, Sample, Table, compiled, interleaved, measured, ratios, spread, tool
 
 ROUNDS = 5
 SIZES = ((40, 4_000_000), (1_000, 1_000_000), (20_000, 20_000))
@@ -107,6 +107,8 @@ class Case:
 
     url: str
     count: int
+    size: int
+    """Of a photo, in bytes."""
     folder: Path
     memory: int
     """What the largest contender writes, about."""
@@ -140,6 +142,11 @@ class Case:
             for name, python in (("original", bench.original), ("this library", bench.ours))
         ]
 
+    def files_alone(self) -> Contender:
+        """The other floor: what the kernel takes to write the photos and the captions, with nothing to wait for."""
+        command = [str(compiled("files.c")), str(self.folder), str(self.count), str(self.size)]
+        return Contender("the files, from memory", command, prepare=self.prepare, check=self.has_photos)
+
     def peers(self) -> list[Contender]:
         """The floor, and what else is quick; without what is not installed."""
 
@@ -156,6 +163,7 @@ class Case:
         curl = "'{curl}' -s --noproxy '*' '{url}'"
         return [
             *shell(CURL, curl + " > /dev/null"),
+            self.files_alone(),
             *shell("curl to disk", curl + " > a.zip"),
             *shell("curl to disk, cp", curl + " > a.zip; cp a.zip b.zip"),
             *shell("curl, bsdtar", curl + " | '{bsdtar}' -xf -", "bsdtar", check=True),
@@ -203,7 +211,7 @@ def tables(bench: Bench) -> Iterator[Table]:
             name = f"{count}-{size}-{method}.zip"
             if not (files / name).exists():
                 make_zip(files / name, count, size, METHODS[method])
-            return Case(f"{server}/{name}", count, folder, 2 * count * size + (64 << 20))
+            return Case(f"{server}/{name}", count, size, folder, 2 * count * size + (64 << 20))
 
         def table(title: str, conditions: str, contenders: Sequence[Contender]) -> Table:
             samples = of_the_call(interleaved(contenders, ROUNDS))
@@ -219,7 +227,8 @@ def tables(bench: Bench) -> Iterator[Table]:
                     f"Dataset: {count:,} × {size / 1000:,.0f} kB, {method}, tmpfs",
                     "nginx with sendfile over loopback. The libraries: `_prepare_dataset` (download, extraction, "
                     "captions) in a fresh process, memory over that after the import; the others: the whole command, "
-                    f"without captions.{missing()}",
+                    "without captions. The files, from memory: photos and captions written by two threads, without a "
+                    f"download.{missing()}",
                     [*on_tmpfs.libraries(bench), *on_tmpfs.peers()],
                 )
             shutil.rmtree(memory / "work")

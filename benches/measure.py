@@ -106,7 +106,7 @@ def measured(command: Sequence[str], environment: Mapping[str, str] | None = Non
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as told:
         # Files: a pipe's reader could hold the command up.
         launched = subprocess.run(
-            [str(_launcher()), str(told.fileno()), *command],
+            [str(compiled("launch.c")), str(told.fileno()), *command],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -160,11 +160,12 @@ def _number(value: float) -> str:
 
 
 @cache
-def _launcher() -> Path:
-    source, program = HERE / "launch.c", BUILT / "launch"
+def compiled(name: str) -> Path:
+    """The program that a C file of this folder is."""
+    source, program = HERE / name, BUILT / Path(name).stem
     if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
         BUILT.mkdir(parents=True, exist_ok=True)
-        new = program.with_name(f"launch.{os.getpid()}")
-        subprocess.run([tool("cc", "gcc"), "-O1", "-o", str(new), str(source)], check=True)
+        new = program.with_name(f"{program.name}.{os.getpid()}")
+        subprocess.run([tool("cc", "gcc"), "-O2", "-pthread", "-o", str(new), str(source)], check=True)
         new.replace(program)
     return program
