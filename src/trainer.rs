@@ -12,6 +12,7 @@ mod evidence;
 mod freshness;
 mod log;
 mod netrc;
+mod options;
 mod run;
 mod step;
 
@@ -72,6 +73,13 @@ const MAX_TRAIN_STEPS: u32 = 2000;
 const SEED: u32 = 42;
 
 #[pyfunction(name = "__init__")]
+#[pyo3(
+    signature = (
+        slf, absolute_path_models, models_for_training, absolute_path_training_folder, absolute_path_output,
+        absolute_path_musubi_tuner, *, options=None, launch_options=None, dataset_options=None
+    )
+)]
+#[expect(clippy::too_many_arguments, reason = "the original's signature")]
 fn initialise(
     slf: &Bound<'_, PyAny>,
     absolute_path_models: Bound<'_, PyAny>,
@@ -79,6 +87,9 @@ fn initialise(
     absolute_path_training_folder: Bound<'_, PyAny>,
     absolute_path_output: Bound<'_, PyAny>,
     absolute_path_musubi_tuner: Bound<'_, PyAny>,
+    options: Option<Bound<'_, PyAny>>,
+    launch_options: Option<Bound<'_, PyAny>>,
+    dataset_options: Option<Bound<'_, PyAny>>,
 ) -> PyResult<()> {
     let py = slf.py();
     let builtins = py.import("builtins")?;
@@ -95,6 +106,7 @@ fn initialise(
     )?;
     slf.setattr("absolute_path_output", absolute_path_output)?;
     slf.setattr("absolute_path_musubi_tuner", absolute_path_musubi_tuner)?;
+    options::set(slf, [options, launch_options, dataset_options])?;
     for (attribute, what) in [
         ("absolute_path_models", "Models folder not found"),
         (
@@ -550,11 +562,12 @@ fn is_converted_natively(
     signature = (
         slf, dataset_toml_content, images_zip_url, trigger_word, *, use_pre_cache=Given(None),
         convert_for_comfyui=Given(None), output_name=Given(None), max_train_steps=Given(None), seed=Given(None),
-        warm_start=false, native_convert=false
+        warm_start=false, native_convert=false, options=None, launch_options=None, dataset_options=None
     ),
     text_signature = "(self, dataset_toml_content, images_zip_url, trigger_word, *, use_pre_cache=True, \
                       convert_for_comfyui=True, output_name='output_lora_model', max_train_steps=2000, seed=42, \
-                      warm_start=False, native_convert=False)"
+                      warm_start=False, native_convert=False, options=None, launch_options=None, \
+                      dataset_options=None)"
 )]
 #[expect(clippy::too_many_arguments, reason = "the original's signature")]
 fn train<'py>(
@@ -569,9 +582,13 @@ fn train<'py>(
     seed: Given<'py>,
     warm_start: bool,
     native_convert: bool,
+    options: Option<Bound<'py, PyAny>>,
+    launch_options: Option<Bound<'py, PyAny>>,
+    dataset_options: Option<Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyAny>> {
     let py = slf.py();
     let run = Run::of(slf)?;
+    run.set_options([options, launch_options, dataset_options]);
     let log = Log::new(py)?;
     let use_pre_cache = use_pre_cache.or(py, true)?;
     let convert_for_comfyui = convert_for_comfyui.or(py, true)?;

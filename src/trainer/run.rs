@@ -9,6 +9,7 @@ use std::thread::{self, ThreadId};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 
+use super::options;
 use crate::dataset;
 use crate::error::Error;
 use crate::folder_lock::{self, Access, FolderLock};
@@ -32,6 +33,7 @@ struct State {
     heard: Mutex<Vec<(ThreadId, String, Heard)>>,
     warm: Mutex<Option<Arc<WarmInterpreter>>>,
     converts_natively: AtomicBool,
+    options: Mutex<[Option<Py<PyAny>>; 3]>,
 }
 
 /// By the address of the trainer, which lives as long as a call on it.
@@ -155,6 +157,17 @@ impl Run {
 
     pub fn convert_natively(&self, natively: bool) {
         self.0.converts_natively.store(natively, Ordering::Relaxed);
+    }
+
+    /// Has these options until its end, whatever the trainer's are.
+    pub fn set_options(&self, given: options::Given<'_>) {
+        *lock_of(&self.0.options) = given.map(|options| options.map(Bound::unbind));
+    }
+
+    #[must_use]
+    pub fn options<'py>(&self, py: Python<'py>, kind: options::Kind) -> Option<Bound<'py, PyAny>> {
+        let options = lock_of(&self.0.options);
+        Some(options[kind as usize].as_ref()?.bind(py).clone())
     }
 
     /// Has the steps run in forks of this interpreter, until it is dropped.
