@@ -77,6 +77,64 @@ pub fn least_free_bytes() -> Result<Option<u64>, Error> {
         .map_err(|error| explain(&error))
 }
 
+/// A GPU, as far as the choice of one goes.
+#[derive(Clone, Debug)]
+struct Card {
+    uuid: String,
+    total_bytes: u64,
+}
+
+/// The memory of the GPU that a process of CUDA takes first: of what `CUDA_VISIBLE_DEVICES` lets it see, in bus order or
+/// the fastest first, which is taken to be the one with the most memory. `None` where it sees none.
+fn first_visible_bytes(
+    mut cards: Vec<Card>,
+    visible: Option<&str>,
+    in_bus_order: bool,
+) -> Option<u64> {
+    if !in_bus_order {
+        cards.sort_by_key(|card| std::cmp::Reverse(card.total_bytes));
+    }
+    let first = visible.map_or("0", |visible| visible.split(',').next().unwrap_or_default());
+    let first = first.trim();
+    let card = match first.parse::<usize>() {
+        Ok(index) => cards.get(index),
+        Err(_) if first.is_empty() => None,
+        // The beginning of one is enough.
+        Err(_) => cards.iter().find(|card| card.uuid.starts_with(first)),
+    };
+    card.map(|card| card.total_bytes)
+}
+
+/// All memory of the GPU that a training in this environment uses.
+///
+/// Raises:
+///     RuntimeError: there is no NVIDIA driver, it reports no GPU, or none is visible.
+#[pyfunction]
+pub fn _gpu_memory_bytes(py: Python<'_>) -> Result<u64, Error> {
+    py.detach(|| {
+        let count = count()?;
+        let cards = ask(|nvml| {
+            let card = |index| {
+                let device = nvml.device_by_index(index)?;
+                Ok(Card {
+                    uuid: device.uuid()?,
+                    total_bytes: device.memory_info()?.total,
+                })
+            };
+            (0..count).map(card).collect()
+        })?;
+        let visible = std::env::var("CUDA_VISIBLE_DEVICES").ok();
+        let in_bus_order = std::env::var("CUDA_DEVICE_ORDER").is_ok_and(|order| order == "PCI_BUS_ID");
+        first_visible_bytes(cards, visible.as_deref(), in_bus_order).ok_or_else(|| {
+            Error::Unusable(format!(
+                "CUDA_VISIBLE_DEVICES={} begins with none of the {count} GPUs that the driver reports. Set it to the \
+                 number or the UUID of one (`nvidia-smi -L`), or unset it",
+                visible.unwrap_or_default()
+            ))
+        })
+    })
+}
+
 /// Opens NVML, asks, and shuts it down again.
 fn ask<T>(question: impl FnOnce(&Nvml) -> Result<T, NvmlError>) -> Result<T, Error> {
     open()
@@ -217,6 +275,30 @@ mod tests {
         ];
         for (name, expected) in cases {
             assert_eq!(label(name), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_gpu_that_is_used_is_the_first_visible_one() {
+        let card = |uuid: &str, gib: u64| Card {
+            uuid: uuid.to_owned(),
+            total_bytes: gib,
+        };
+        let cards = vec![card("GPU-aa", 2), card("GPU-bb", 24), card("GPU-cc", 12)];
+        for (visible, in_bus_order, expected) in [
+            (None, true, Some(2)),
+            (None, false, Some(24)),
+            (Some("0"), true, Some(2)),
+            (Some("2,1"), true, Some(12)),
+            (Some(" 1 , 2"), false, Some(12)),
+            (Some("GPU-b,0"), false, Some(24)),
+            (Some("GPU-dd"), true, None),
+            (Some("3"), true, None),
+            (Some("-1"), true, None),
+            (Some(""), true, None),
+        ] {
+            let found = first_visible_bytes(cards.clone(), visible, in_bus_order);
+            assert_eq!(found, expected, "{visible:?} {in_bus_order}");
         }
     }
 

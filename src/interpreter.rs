@@ -47,6 +47,34 @@ pub fn is_launch(argv: &[OsString]) -> bool {
     matches!(argv, [_, option, module, ..] if option == "-m" && module == LAUNCHER)
 }
 
+/// Whether this runs accelerate's launcher for the single process that it starts where it is told nothing else.
+#[must_use]
+pub fn launches_one_process(argv: &[OsString]) -> bool {
+    const OF_SEVERAL: [&str; 9] = [
+        "config_file",
+        "gpu_ids",
+        "machine_rank",
+        "main_process_ip",
+        "main_process_port",
+        "multi_gpu",
+        "num_machines",
+        "num_processes",
+        "use_",
+    ];
+    // The launcher takes its flags with '-' and with '_'.
+    let mut flags = argv
+        .iter()
+        .skip(3)
+        .take_while(|word| {
+            Path::new(word)
+                .extension()
+                .is_none_or(|ending| ending != "py")
+        })
+        .map(|word| word.to_string_lossy().replace('-', "_"))
+        .filter_map(|word| word.strip_prefix("__").map(str::to_owned));
+    is_launch(argv) && !flags.any(|flag| OF_SEVERAL.iter().any(|name| flag.starts_with(name)))
+}
+
 /// The command that runs accelerate's launcher, and the script of its one process in the launcher's own: to the same
 /// effect, without a second interpreter that imports all anew. `None` where `argv` is no launch, or the launcher is
 /// not the one whose single process is known.
@@ -57,7 +85,7 @@ pub fn launch_in_one_process(py: Python<'_>, argv: &[OsString]) -> PyResult<Opti
     let [python, _, _, words @ ..] = argv else {
         return Ok(None);
     };
-    if !is_launch(argv) || *python != executable(py)? || !launcher_is_known(py)? {
+    if !launches_one_process(argv) || *python != executable(py)? || !launcher_is_known(py)? {
         return Ok(None);
     }
     let program = step_interpreter(py)?.into_os_string();

@@ -35,6 +35,8 @@ mod _native {
     #[pymodule_export]
     use crate::error::{Cancelled, DownloadError, restore_download_error};
     #[pymodule_export]
+    use crate::gpu::_gpu_memory_bytes;
+    #[pymodule_export]
     use crate::interpreter::_supervise;
 
     #[pymodule_init]

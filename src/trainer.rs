@@ -54,6 +54,8 @@ Args:
     absolute_path_training_folder (str | os.PathLike[str]): where the dataset is built; created when it is needed.
     absolute_path_output (str | os.PathLike[str]): where the LoRA is written; created at once.
     absolute_path_musubi_tuner (str | os.PathLike[str]): a clone of Musubi Tuner; it must exist.
+    options (TrainingOptions): how to train, by default as TechTrash_MusubiTraining 0.0.11.
+    launch_options (LaunchOptions): how the training is launched, likewise.
 
 The five are plain attributes that are read when a method runs. A relative path counts from the current folder.
 A sixth, `dataset_limits` (DatasetLimits), may be set: how much a zip of photos may bring.
@@ -66,7 +68,15 @@ const RENAMED_ADAPTER: &str = "base_weights_musubi.safetensors";
 
 /// What `Models` has for each step that reads weights.
 const FOR_CACHING: [&str; 2] = ["ae", "text_encoder"];
-const FOR_TRAINING: [&str; 2] = ["DiT", "base_weights"];
+
+fn for_training(slf: &Bound<'_, PyAny>) -> PyResult<&'static [&'static str]> {
+    let fields: &[&str] = &["DiT", "base_weights"];
+    Ok(if options::merge_base_weights(slf)? {
+        fields
+    } else {
+        &fields[..1]
+    })
+}
 
 const OUTPUT_NAME: &str = "output_lora_model";
 const MAX_TRAIN_STEPS: u32 = 2000;
@@ -259,7 +269,13 @@ fn _pre_cache(slf: &Bound<'_, PyAny>, dataset_toml_path: &Bound<'_, PyAny>) -> P
     };
     let text_encoder_outputs = Caching {
         step: "precache:text_encoder",
-        argv: tuner::cache_text_encoder_outputs(&python, &clone, &dataset_toml, &text_encoder),
+        argv: tuner::cache_text_encoder_outputs(
+            &python,
+            &clone,
+            &dataset_toml,
+            &text_encoder,
+            options::text_cache_words(slf)?,
+        ),
         kind: Kind::TextEncoderOutputs,
     };
     if !is_replaced(slf, "_run_cmd")? && are_cached_at_once(slf, &vae, &text_encoder)? {
@@ -420,7 +436,8 @@ fn _launch_training(
         &clone,
         &absolute(&dataset_toml)?,
         &weights,
-        &training,
+        options::launch_words(slf)?,
+        options::training_words(slf, &training)?,
     );
     let trained = output_folder.join(format!("{}.safetensors", training.output_name));
     let before = Before::look(&trained);
@@ -548,8 +565,9 @@ fn is_converted_natively(
 ///         says why, and each step has an interpreter of its own.
 ///     native_convert (bool): convert with `convert_lora_to_comfyui` instead of the clone's script, default False. Where
 ///         it cannot, the log says why, and the script does.
-///
-/// The other training values are fixed: those of TechTrash_MusubiTraining 0.0.11.
+///     options (TrainingOptions): how to train, in the place of the trainer's, which are by default those of
+///         TechTrash_MusubiTraining 0.0.11.
+///     launch_options (LaunchOptions): how the training is launched, in the place of the trainer's.
 ///
 /// Returns:
 ///     str: the path of the converted LoRA, or of the trained one with `convert_for_comfyui=False`.
@@ -644,7 +662,7 @@ fn train<'py>(
     let ahead = if caches {
         read_ahead(slf, &[], &FOR_CACHING)
     } else if steps.contains(&Step::LaunchTraining) {
-        read_ahead(slf, &[], &FOR_TRAINING)
+        read_ahead(slf, &[], for_training(slf)?)
     } else {
         None
     };
@@ -656,7 +674,7 @@ fn train<'py>(
     run.check()?;
     if use_pre_cache.is_truthy()? {
         let ahead = if caches && steps.contains(&Step::LaunchTraining) {
-            read_ahead(slf, &FOR_CACHING, &FOR_TRAINING)
+            read_ahead(slf, &FOR_CACHING, for_training(slf)?)
         } else {
             None
         };
@@ -892,9 +910,17 @@ fn failed_command(py: Python<'_>, error: &PyErr) -> Option<i32> {
     error.value(py).getattr("returncode").ok()?.extract().ok()
 }
 
-/// The adapter as this clone merges it: the caller's file, or one in Musubi Tuner's naming in the training folder.
-fn mergeable_adapter(slf: &Bound<'_, PyAny>, clone: &MusubiTuner, run: &Run) -> PyResult<PathBuf> {
+/// The adapter as this clone merges it: the caller's file, or one in Musubi Tuner's naming in the training folder. `None`
+/// where the options want none.
+fn mergeable_adapter(
+    slf: &Bound<'_, PyAny>,
+    clone: &MusubiTuner,
+    run: &Run,
+) -> PyResult<Option<PathBuf>> {
     let py = slf.py();
+    if !options::merge_base_weights(slf)? {
+        return Ok(None);
+    }
     let given = absolute(&weights_of(slf, "base_weights")?)?;
     let folder = absolute(&path_of(slf, "absolute_path_training_folder")?)?;
     let renamed = folder.join(RENAMED_ADAPTER);
@@ -906,7 +932,7 @@ fn mergeable_adapter(slf: &Bound<'_, PyAny>, clone: &MusubiTuner, run: &Run) -> 
         adapter::rename(&given, &renamed).map(Some)
     })?;
     let Some(left_out) = left_out else {
-        return Ok(given);
+        return Ok(Some(given));
     };
     Log::new(py)?.info((
         "[train] base weights %s are in diffusers naming, of which this Musubi Tuner merges nothing: \
@@ -915,7 +941,7 @@ fn mergeable_adapter(slf: &Bound<'_, PyAny>, clone: &MusubiTuner, run: &Run) -> 
         renamed.as_os_str(),
         left_out,
     ))?;
-    Ok(renamed)
+    Ok(Some(renamed))
 }
 
 fn converted_path(model: &Path) -> PathBuf {

@@ -1,10 +1,20 @@
 //! What Musubi Tuner is told: its scripts, and each step's command line. Pure.
 
+mod parser;
+
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
+use crate::error::Error;
+use parser::Parser;
+
 /// The module that starts a training.
 pub const LAUNCHER: &str = "accelerate.commands.launch";
+
+/// One word of a command line after the other, in whatever type it comes.
+macro_rules! argv {
+    ($($word:expr),* $(,)?) => { vec![$(OsString::from(AsRef::<OsStr>::as_ref(&$word))),*] };
+}
 
 /// A Musubi Tuner clone.
 pub struct MusubiTuner {
@@ -16,7 +26,8 @@ pub struct WeightFiles {
     pub vae: PathBuf,
     pub text_encoder: PathBuf,
     pub dit: PathBuf,
-    pub base_weights: PathBuf,
+    /// What is merged into the DiT, if anything.
+    pub base_weights: Option<PathBuf>,
 }
 
 /// What the caller chooses of a training.
@@ -25,6 +36,35 @@ pub struct Training {
     pub output_name: String,
     pub max_train_steps: String,
     pub seed: String,
+}
+
+impl Training {
+    #[must_use]
+    pub fn steps(&self) -> Vec<OsString> {
+        argv![
+            "--max_train_steps",
+            self.max_train_steps,
+            "--seed",
+            self.seed
+        ]
+    }
+
+    #[must_use]
+    pub fn output(&self) -> Vec<OsString> {
+        argv![
+            "--output_dir",
+            self.output_folder,
+            "--output_name",
+            self.output_name
+        ]
+    }
+}
+
+/// A script that takes options of the caller's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Script {
+    CacheTextEncoderOutputs,
+    Train,
 }
 
 /// How a conversion script takes its two files.
@@ -45,6 +85,15 @@ pub struct ConverterCall {
     pub second_after_usage_error_only: bool,
 }
 
+impl Script {
+    fn name(self) -> &'static str {
+        match self {
+            Self::CacheTextEncoderOutputs => "zimage_cache_text_encoder_outputs.py",
+            Self::Train => "zimage_train_network.py",
+        }
+    }
+}
+
 impl MusubiTuner {
     #[must_use]
     pub fn new(folder: PathBuf) -> Self {
@@ -58,12 +107,12 @@ impl MusubiTuner {
 
     #[must_use]
     pub fn text_encoder_script(&self) -> PathBuf {
-        self.folder.join("zimage_cache_text_encoder_outputs.py")
+        self.folder.join(Script::CacheTextEncoderOutputs.name())
     }
 
     #[must_use]
     pub fn training_script(&self) -> PathBuf {
-        self.folder.join("zimage_train_network.py")
+        self.folder.join(Script::Train.name())
     }
 
     #[must_use]
@@ -80,6 +129,67 @@ impl MusubiTuner {
 
     fn package(&self) -> PathBuf {
         self.source_folder().join("musubi_tuner")
+    }
+
+    /// What `pyproject.toml` says.
+    #[must_use]
+    pub fn version(&self) -> Option<String> {
+        let text = std::fs::read_to_string(self.folder.join("pyproject.toml")).ok()?;
+        let (_, project) = text.split_once("[project]")?;
+        let mut lines = project.lines().map(str::trim);
+        let value =
+            lines.find_map(|line| line.strip_prefix("version")?.trim().strip_prefix('='))?;
+        Some(value.trim().trim_matches(['"', '\'']).to_owned())
+    }
+
+    /// Refuses words that the script of this clone does not take. One whose parser cannot be read is not accused.
+    ///
+    /// # Errors
+    /// [`Error::InvalidValue`] names the flag, the clone and what to do.
+    pub fn check_words(&self, script: Script, words: &[OsString]) -> Result<(), Error> {
+        let words: Vec<String> = words
+            .iter()
+            .map(|word| word.to_string_lossy().into_owned())
+            .collect();
+        let Some(objection) = self
+            .parser(script)
+            .and_then(|parser| parser.objection(&words))
+        else {
+            return Ok(());
+        };
+        let version = self.version();
+        Err(Error::InvalidValue(format!(
+            "the {} of the Musubi Tuner in {} (version {}) {objection} which the options say. Leave it out of the options, \
+             or use a Musubi Tuner that takes it.",
+            script.name(),
+            self.folder.display(),
+            version.as_deref().unwrap_or("unknown"),
+        )))
+    }
+
+    fn parser(&self, script: Script) -> Option<Parser> {
+        let (wrapper, shared, known): (_, &[&str], &[&str]) = match script {
+            Script::CacheTextEncoderOutputs => (
+                self.text_encoder_script(),
+                &["cache_text_encoder_outputs.py"],
+                &["--dataset_config", "--text_encoder"],
+            ),
+            Script::Train => (
+                self.training_script(),
+                // The second one before 0.3.0.
+                &["training/parser_common.py", "hv_train_network.py"],
+                &["--dit", "--sdpa", "--network_module", "--output_name"],
+            ),
+        };
+        let read = |path: PathBuf| std::fs::read_to_string(path).ok();
+        // A script that is not a way into the package parses for itself.
+        let module = format!("musubi_tuner.{}", script.name().strip_suffix(".py")?);
+        read(wrapper)?.contains(&module).then_some(())?;
+        let own = read(self.package().join(script.name()))?;
+        let shared = shared
+            .iter()
+            .find_map(|file| read(self.package().join(file)))?;
+        Parser::read(&own, &shared, known)
     }
 
     /// Whether this clone's Z-Image trainer silently merges nothing of base weights in diffusers naming.
@@ -137,11 +247,6 @@ pub fn converter_call(script: &str) -> ConverterCall {
 /// The exit code of `argparse` for a command line that it does not take.
 pub const USAGE_ERROR: i32 = 2;
 
-/// One word of a command line after the other, in whatever type it comes.
-macro_rules! argv {
-    ($($word:expr),* $(,)?) => { vec![$(OsString::from(AsRef::<OsStr>::as_ref(&$word))),*] };
-}
-
 #[must_use]
 pub fn cache_latents(
     python: &OsStr,
@@ -165,35 +270,33 @@ pub fn cache_text_encoder_outputs(
     clone: &MusubiTuner,
     dataset_toml: &Path,
     text_encoder: &Path,
+    options: Vec<OsString>,
 ) -> Vec<OsString> {
-    argv![
+    let mut argv = argv![
         python,
         clone.text_encoder_script(),
         "--dataset_config",
         dataset_toml,
         "--text_encoder",
         text_encoder,
-        "--batch_size",
-        "16",
-    ]
+    ];
+    argv.extend(options);
+    argv
 }
 
+/// `launch` is for the launcher; `options` for the script, with the steps and the output.
 #[must_use]
 pub fn train(
     python: &OsStr,
     clone: &MusubiTuner,
     dataset_toml: &Path,
     weights: &WeightFiles,
-    training: &Training,
+    launch: Vec<OsString>,
+    options: Vec<OsString>,
 ) -> Vec<OsString> {
-    argv![
-        python,
-        "-m",
-        LAUNCHER,
-        "--num_cpu_threads_per_process",
-        "1",
-        "--mixed_precision",
-        "bf16",
+    let mut argv = argv![python, "-m", LAUNCHER];
+    argv.extend(launch);
+    argv.extend(argv![
         clone.training_script(),
         "--dit",
         weights.dit,
@@ -201,39 +304,13 @@ pub fn train(
         weights.vae,
         "--text_encoder",
         weights.text_encoder,
-        "--base_weights",
-        weights.base_weights,
-        "--dataset_config",
-        dataset_toml,
-        "--sdpa",
-        "--mixed_precision",
-        "bf16",
-        "--timestep_sampling",
-        "sigmoid",
-        "--weighting_scheme",
-        "none",
-        "--optimizer_type",
-        "adamw8bit",
-        "--learning_rate",
-        "2e-4",
-        "--optimizer_args",
-        "weight_decay=0.0001",
-        "--gradient_checkpointing",
-        "--max_train_steps",
-        training.max_train_steps,
-        "--seed",
-        training.seed,
-        "--network_module",
-        "networks.lora_zimage",
-        "--network_dim",
-        "16",
-        "--network_alpha",
-        "16",
-        "--output_dir",
-        training.output_folder,
-        "--output_name",
-        training.output_name,
-    ]
+    ]);
+    if let Some(base_weights) = &weights.base_weights {
+        argv.extend(argv!["--base_weights", base_weights]);
+    }
+    argv.extend(argv!["--dataset_config", dataset_toml]);
+    argv.extend(options);
+    argv
 }
 
 #[must_use]

@@ -10,14 +10,26 @@ __all__ = [
     "DatasetLimits",
     "DownloadError",
     "GPUMonitor",
+    "LaunchOptions",
     "Models",
     "MusubiTraining",
+    "Preset",
+    "TrainingOptions",
     "convert_lora_to_comfyui",
     "logger",
 ]
 
 if TYPE_CHECKING:
-    from musubitraining.deferred import GPU, CalledProcessError, DatasetLimits, Models, logger
+    from musubitraining.deferred import (
+        GPU,
+        CalledProcessError,
+        DatasetLimits,
+        LaunchOptions,
+        Models,
+        Preset,
+        TrainingOptions,
+        logger,
+    )
 else:
 
     def __getattr__(name):

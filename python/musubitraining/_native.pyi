@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from musubitraining.training_options import LaunchOptions, TrainingOptions
+
 __all__ = [
     "Cancelled",
     "DatasetLimits",
@@ -12,6 +14,7 @@ __all__ = [
     "GPUMonitor",
     "Models",
     "MusubiTraining",
+    "_gpu_memory_bytes",
     "_restore_download_error",
     "_supervise",
     "convert_lora_to_comfyui",
@@ -66,6 +69,13 @@ class DownloadError(OSError):
 
 def _supervise(lifeline: int, locks: list[int]) -> None:
     """Make a fork of a warm interpreter the supervisor of a step: returns in the step's own process, a fork of it."""
+
+def _gpu_memory_bytes() -> int:
+    """All memory of the GPU that a training in this environment uses.
+
+    Raises:
+        RuntimeError: there is no NVIDIA driver, it reports no GPU, or none is visible.
+    """
 
 def _restore_download_error(message: str, status: int | None, kind: str) -> DownloadError:
     """Make an unpickled error of the kind that this process has: with `requests` or without."""
@@ -129,6 +139,9 @@ class MusubiTraining:
         absolute_path_training_folder: where the dataset is built; created when it is needed.
         absolute_path_output: where the LoRA is written; created at once.
         absolute_path_musubi_tuner: a clone of Musubi Tuner; it must exist.
+        options: how to train; by default as TechTrash_MusubiTraining 0.0.11.
+        launch_options: how the training is launched, likewise.
+        dataset_options: how photos and captions are taken, likewise.
 
     Raises:
         FileNotFoundError: the models folder or the clone does not exist.
@@ -139,6 +152,10 @@ class MusubiTraining:
     absolute_path_training_folder: _Path
     absolute_path_output: _Path
     absolute_path_musubi_tuner: _Path
+    options: TrainingOptions | None
+    """How to train; read when a step runs, absent where none were given."""
+    launch_options: LaunchOptions | None
+    """How the training is launched, likewise."""
     dataset_limits: DatasetLimits | _HasDatasetLimits
     """How much a zip of photos may bring; may be set, absent otherwise."""
 
@@ -149,6 +166,10 @@ class MusubiTraining:
         absolute_path_training_folder: _Path,
         absolute_path_output: _Path,
         absolute_path_musubi_tuner: _Path,
+        *,
+        options: TrainingOptions | None = None,
+        launch_options: LaunchOptions | None = None,
+        dataset_options: Any = None,
     ) -> None: ...
     def _run_cmd(self, step: str, cmd: Sequence[_Path], *, cwd: _Path) -> None:
         """Run a command and log every line of its merged stdout and stderr, live.
@@ -276,11 +297,13 @@ class MusubiTraining:
         seed: int = 42,
         warm_start: bool = False,
         native_convert: bool = False,
+        options: TrainingOptions | None = None,
+        launch_options: LaunchOptions | None = None,
+        dataset_options: Any = None,
     ) -> str:
         """Make a LoRA from a zip of photos: dataset, caches, training, conversion.
 
-        Everything that can be checked beforehand is checked before anything is deleted or fetched. The training values
-        that are no argument here are those of TechTrash_MusubiTraining 0.0.11.
+        Everything that can be checked beforehand is checked before anything is deleted or fetched.
 
         Args:
             dataset_toml_content: Musubi Tuner's dataset configuration. Its `image_directory` and `cache_directory` must
@@ -297,12 +320,16 @@ class MusubiTraining:
                 and each step has an interpreter of its own.
             native_convert: convert with `convert_lora_to_comfyui` instead of the clone's script; where it cannot, the
                 log says why, and the script does.
+            options: how to train, in the place of the trainer's.
+            launch_options: how the training is launched, in the place of the trainer's.
+            dataset_options: how photos and captions are taken, in the place of the trainer's.
 
         Returns:
             The path of the converted LoRA, or of the trained one with `convert_for_comfyui=False`.
 
         Raises:
-            ValueError: an argument or the TOML cannot work, or no photo is left.
+            ValueError: an argument, the TOML or an option cannot work, or no photo is left; the message names a flag
+                that this Musubi Tuner does not have.
             TypeError: an argument is of a type that cannot work.
             FileNotFoundError: weights, a script, or a file that a step should have written do not exist.
             RuntimeError: accelerate is missing; a weight file is cut, or something else in its place; a step ended well

@@ -1,13 +1,40 @@
 """The public names that need modules of Python which are slow to import: loaded when one of the names is first used."""
 
+import importlib
 import logging
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from musubitraining._native import DatasetLimits, Models
 from musubitraining.errors import CalledProcessError
 
-__all__ = ["GPU", "CalledProcessError", "DatasetLimits", "Models", "logger"]
+if TYPE_CHECKING:
+    from musubitraining.training_options import LaunchOptions, Preset, TrainingOptions
+
+__all__ = [
+    "GPU",
+    "CalledProcessError",
+    "DatasetLimits",
+    "LaunchOptions",
+    "Models",
+    "Preset",
+    "TrainingOptions",
+    "logger",
+]
 
 GPU = Literal["RTX 4090", "RTX 5090", "RTX 6000 Ada", "A40", "H100", "A100", "B200", "H200", "Unknown GPU"]
 
 logger = logging.getLogger("musubitraining")
+
+# Those whose modules not every program needs that needs the others.
+_MODULES = {
+    "LaunchOptions": "training_options",
+    "Preset": "training_options",
+    "TrainingOptions": "training_options",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Return a name that is not needed with the others."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"musubitraining.{_MODULES[name]}"), name)

@@ -1,6 +1,7 @@
 """Fields of options: each says what it takes, and refuses anything else at construction."""
 
 import operator
+import os
 from collections.abc import Callable
 from dataclasses import field, fields
 from typing import Any
@@ -116,6 +117,20 @@ def text(expected: str = "a str that is not empty", *, empty: bool = False) -> C
         if "\0" in value or not (value or empty):
             raise ValueError(expected)
         return value
+
+    return check
+
+
+def path(expected: str = "a path, as a str or an os.PathLike") -> Check:
+    """A path, as a str."""
+
+    def check(value: Any) -> str:
+        try:
+            found = os.fspath(value)
+        except TypeError:
+            raise TypeError(expected) from None
+        found_text: str = text(expected)(found)
+        return found_text
 
     return check
 

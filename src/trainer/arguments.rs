@@ -109,7 +109,8 @@ fn integer<'py>(name: &str, value: &Bound<'py, PyAny>) -> PyResult<Bound<'py, Py
     Ok(index.map_err(|_| wrong_type(name, "an int", value))?)
 }
 
-fn wrong_type(name: &str, expected: &str, value: &Bound<'_, PyAny>) -> Error {
+/// [`Error::InvalidType`].
+pub fn wrong_type(name: &str, expected: &str, value: &Bound<'_, PyAny>) -> Error {
     let found = value
         .get_type()
         .name()

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 
 use pyo3::prelude::*;
 
-use super::{absolute, clone_of, path_of, weights_of};
+use super::{absolute, clone_of, options, path_of, weights_of};
 use crate::config::DatasetConfig;
 use crate::error::Error;
 use crate::task::Cancel;
-use crate::tuner::MusubiTuner;
+use crate::tuner::{MusubiTuner, Script};
 use crate::weights::{self, Weights};
 use crate::{adapter, disk, interpreter, interrupt};
 
@@ -81,6 +81,7 @@ pub fn pre_cache(slf: &Bound<'_, PyAny>) -> PyResult<Vec<String>> {
     let text_encoder = weights_of(slf, "text_encoder")?;
     exists("VAE weights not found", &vae)?;
     exists("Text encoder weights not found", &text_encoder)?;
+    options::check(slf, &clone, Script::CacheTextEncoderOutputs)?;
     recognise(slf.py(), [vae, text_encoder])
 }
 
@@ -94,11 +95,12 @@ pub fn launch_training(slf: &Bound<'_, PyAny>) -> PyResult<Vec<String>> {
         ))
         .into());
     }
-    exists(
-        "Musubi training script not found",
-        &clone_of(slf)?.training_script(),
-    )?;
-    let fields = ["DiT", "ae", "text_encoder", "base_weights"];
+    let clone = clone_of(slf)?;
+    exists("Musubi training script not found", &clone.training_script())?;
+    let mut fields = vec!["DiT", "ae", "text_encoder"];
+    if options::merge_base_weights(slf)? {
+        fields.push("base_weights");
+    }
     let files = fields
         .into_iter()
         .map(|field| weights_of(slf, field))
@@ -106,7 +108,9 @@ pub fn launch_training(slf: &Bound<'_, PyAny>) -> PyResult<Vec<String>> {
     for file in &files {
         exists("Model weights not found", file)?;
     }
-    recognise(slf.py(), files)
+    let mut warnings = options::check(slf, &clone, Script::Train)?;
+    warnings.extend(recognise(slf.py(), files)?);
+    Ok(warnings)
 }
 
 /// What `_convert_for_comfyui` needs besides the LoRA.

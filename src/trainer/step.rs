@@ -301,6 +301,8 @@ impl<'py> Step<'py> {
         Ok(Way {
             run: self.run.clone(),
             warm: self.run.warm_interpreter(),
+            is_forked: !interpreter::is_launch(&command.argv)
+                || interpreter::launches_one_process(&command.argv),
             command,
             in_one_process,
         })
@@ -377,6 +379,8 @@ impl<'py> Step<'py> {
 struct Way {
     run: Run,
     warm: Option<Arc<WarmInterpreter>>,
+    /// By the warm interpreter. The processes of a launcher that starts several import for themselves.
+    is_forked: bool,
     command: Command,
     /// The same, of a launcher that is to have its script in its own process.
     in_one_process: Option<Command>,
@@ -391,6 +395,7 @@ impl Way {
         let command = &self.command;
         if let Some(warm) = &self.warm {
             let forked = match warm.fit(command) {
+                _ if !self.is_forked => None,
                 Fit::Same => Some(warm.fork(command, cancel)?),
                 Fit::Other(why) => Some(Err(why.to_owned())),
                 Fit::NotPrepared => None,
