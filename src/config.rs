@@ -40,6 +40,15 @@ pub struct ImageFolder {
     pub caption_extension: Option<String>,
 }
 
+/// What a dataset's photos are brought to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// Width and height.
+    pub resolution: (u32, u32),
+    pub enable_bucket: bool,
+    pub bucket_no_upscale: bool,
+}
+
 #[derive(Debug)]
 struct Table {
     line: usize,

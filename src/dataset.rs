@@ -4,6 +4,7 @@ mod archive;
 mod caption;
 mod download;
 mod image;
+mod photo;
 mod proxy;
 #[cfg(test)]
 mod samples;
@@ -22,12 +23,17 @@ use crate::error::Error;
 use crate::task::{LogLine, Task};
 use archive::{Arrival, Extraction, Limits, Photo, Zip, shown};
 use download::{Downloaded, Patience, RedactedUrl};
+use photo::PhotoRecord;
+pub use photo::{Buckets, Wanted};
 
 /// What a dataset is made from.
 pub struct Source<'a> {
     pub toml_text: &'a str,
     pub url: &'a str,
     pub trigger_word: &'a str,
+    pub wanted: Wanted,
+    /// What the photos are brought to, as far as that is known.
+    pub buckets: &'a [Buckets],
 }
 
 /// Where a training folder keeps things.
@@ -55,6 +61,12 @@ impl Layout {
         self.0.join("dataset.toml")
     }
 
+    /// What became of each photo.
+    #[must_use]
+    pub fn photos_json(&self) -> PathBuf {
+        self.0.join("photos.json")
+    }
+
     #[must_use]
     pub fn images_zip(&self) -> PathBuf {
         self.0.join("images.zip")
@@ -77,8 +89,13 @@ impl Layout {
 
     /// What a dataset is made of, in the order in which it is put in place and against which it is taken away: whoever
     /// finds `dataset.toml` finds the rest.
-    fn parts(&self) -> [PathBuf; 3] {
-        [self.cache(), self.images(), self.dataset_toml()]
+    fn parts(&self) -> [PathBuf; 4] {
+        [
+            self.cache(),
+            self.images(),
+            self.photos_json(),
+            self.dataset_toml(),
+        ]
     }
 }
 
@@ -277,6 +294,12 @@ fn build(
     warn_of_twins(&photos, task)?;
     let names = photos_named(&photos, task)?;
     place(&photos, &names, &zip, &images, source.trigger_word, task)?;
+    let record =
+        |(photo, name): (Photo, String)| PhotoRecord::new(photo.entry_name, name, photo.header);
+    let mut photos: Vec<PhotoRecord> = photos.into_iter().zip(names).map(record).collect();
+    let (wanted, buckets) = (source.wanted, source.buckets);
+    photo::put_right(&mut photos, &images, &extracted, wanted, buckets, task)?;
+    photo::write_records(&staging.photos_json(), &photos)?;
     remove(&extracted)?;
 
     let images = layout.images();
@@ -442,6 +465,14 @@ fn warn_of_others(others: &[String], task: &Task<LogLine>) -> Result<(), Error> 
             .map(|name| shown(name))
             .collect()
     };
+    let heic = ending_in(&[".heic", ".heif"]);
+    if !heic.is_empty() {
+        task.warn(format!(
+            "[dataset] Musubi Tuner opens no HEIC pictures such as {}: {}",
+            listed(&heic),
+            image::HOW_TO_CONVERT_HEIC
+        ))?;
+    }
     let pictures = ending_in(&PICTURES);
     if !pictures.is_empty() {
         let names = listed(&pictures);
@@ -691,16 +722,18 @@ mod tests {
         fs::write(layout.images().join("old.jpg"), "old").unwrap();
         fs::write(layout.images().join("old.txt"), "old").unwrap();
         fs::write(layout.cache().join("old_zi.safetensors"), "old").unwrap();
+        fs::write(layout.photos_json(), "old").unwrap();
         fs::write(layout.dataset_toml(), "old").unwrap();
         folder
     }
 
-    const NEW: [&str; 5] = [
+    const NEW: [&str; 6] = [
         "cache/",
         "dataset.toml",
         "images/",
         "images/new.jpg",
         "images/new.txt",
+        "photos.json",
     ];
 
     fn new_zip() -> Vec<u8> {
@@ -718,6 +751,8 @@ mod tests {
             toml_text: TOML,
             url,
             trigger_word: "sks",
+            wanted: Wanted::default(),
+            buckets: &[],
         };
         (
             prepare_with(folder, &source, &patience, &Limits::default(), &task),
@@ -812,6 +847,8 @@ mod tests {
                 toml_text: TOML,
                 url: &server.url(),
                 trigger_word: "sks",
+                wanted: Wanted::default(),
+                buckets: &[],
             };
             assert!(matches!(
                 prepare(folder.path(), &source, &DatasetLimits::default(), &task),
@@ -923,6 +960,7 @@ mod tests {
         // In the way of the folder that the old dataset would be moved to.
         fs::write(layout.old().0, "").unwrap();
         let staging = Staging::create(layout.staging()).unwrap();
+        fs::write(staging.0.photos_json(), "new").unwrap();
         fs::write(staging.0.dataset_toml(), "new").unwrap();
         swap_in(&layout).unwrap_err();
         assert_eq!(tree(folder.path()), before);
@@ -1065,7 +1103,9 @@ mod tests {
 
     /// Every state that a run killed in the swap can leave, made by stopping the swap's renames one by one.
     fn stopped_swaps() -> impl Iterator<Item = (tempfile::TempDir, String)> {
-        let states = [(0, 0), (1, 0), (2, 0), (3, 0), (3, 1), (3, 2), (3, 3)].into_iter();
+        let states = (0..=4)
+            .map(|aside| (aside, 0))
+            .chain((1..=4).map(|moved_in| (4, moved_in)));
         states.map(|(moved_aside, moved_in)| {
             let folder = used_folder();
             let layout = Layout::new(folder.path());
@@ -1075,6 +1115,7 @@ mod tests {
             fs::create_dir(ready.cache()).unwrap();
             fs::write(ready.images().join("new.jpg"), "new").unwrap();
             fs::write(ready.images().join("new.txt"), "new").unwrap();
+            fs::write(ready.photos_json(), "new").unwrap();
             fs::write(ready.dataset_toml(), "new").unwrap();
             let aside = layout.parts().into_iter().zip(layout.old().parts());
             for (part, aside) in aside.rev().take(moved_aside) {
@@ -1092,8 +1133,10 @@ mod tests {
         for (folder, state) in stopped_swaps() {
             recover(folder.path()).unwrap();
             assert_eq!(names(folder.path()), NEW, "{state}");
-            let toml = Layout::new(folder.path()).dataset_toml();
-            assert_eq!(fs::read(toml).unwrap(), b"new", "{state}");
+            let layout = Layout::new(folder.path());
+            for part in [layout.dataset_toml(), layout.photos_json()] {
+                assert_eq!(fs::read(part).unwrap(), b"new", "{state}");
+            }
         }
     }
 
@@ -1103,7 +1146,7 @@ mod tests {
         let before = tree(folder.path());
         std::os::unix::fs::symlink("nowhere", folder.path().join("images/link")).unwrap();
         let other = tempfile::tempdir().unwrap();
-        for part in ["images", "cache", "dataset.toml"] {
+        for part in ["images", "cache", "photos.json", "dataset.toml"] {
             copy(&folder.path().join(part), &other.path().join(part)).unwrap();
         }
         assert_eq!(

@@ -223,10 +223,17 @@ fn _prepare_dataset(
     for warning in config.iter().flat_map(|config| config.warnings(&images)) {
         log.warning(("[dataset] %s", warning))?;
     }
+    let cuts = config.iter().flat_map(|config| config.cuts(&images));
+    let buckets = cuts.filter_map(|cut| {
+        dataset::Buckets::new(cut.resolution, cut.enable_bucket, cut.bucket_no_upscale)
+    });
+    let buckets: Vec<dataset::Buckets> = buckets.collect();
     let source = dataset::Source {
         toml_text: &toml_text,
         url: &netrc::with_credentials(py, url),
         trigger_word: &trigger_word,
+        wanted: wanted_of(slf)?,
+        buckets: &buckets,
     };
     interrupt::run(
         py,
@@ -235,6 +242,17 @@ fn _prepare_dataset(
         |_, line| log.line(&line),
     )?;
     Ok(layout.dataset_toml().into())
+}
+
+/// What the dataset options ask for, which are looked at where they are given.
+fn wanted_of(slf: &Bound<'_, PyAny>) -> PyResult<dataset::Wanted> {
+    let Some(options) = options::of(slf, options::Kind::Dataset)? else {
+        return Ok(dataset::Wanted::default());
+    };
+    Ok(dataset::Wanted {
+        upright: options.getattr("upright")?.is_truthy()?,
+        is_looked_at: true,
+    })
 }
 
 /// Cache the photos' latents and the captions' text encoder outputs, with Musubi Tuner's two scripts.

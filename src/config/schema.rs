@@ -3,7 +3,7 @@
 use std::mem::discriminant;
 use std::path::{Path, PathBuf};
 
-use super::{DatasetConfig, Entry, ImageFolder, Table, Value};
+use super::{Cut, DatasetConfig, Entry, ImageFolder, Table, Value};
 
 /// What a key may hold, in the terms of the tuner's own check: there, `true` counts as an integer, `1` is no boolean
 /// and `1.0` no integer.
@@ -134,6 +134,36 @@ impl DatasetConfig {
                     images: images.into(),
                     caches: caches.into(),
                     caption_extension: extension.map(|(_, extension)| extension.to_owned()),
+                })
+            })
+            .collect()
+    }
+
+    /// What each dataset of the photos in `images_directory` brings them to, as far as it is something.
+    #[must_use]
+    pub fn cuts(&self, images_directory: &Path) -> Vec<Cut> {
+        /// Where there is no `resolution`.
+        const RESOLUTION: (i64, i64) = (960, 544);
+        let none = Table::new(1);
+        let general = self.root.value("general").map(tables).unwrap_or_default();
+        let general = general.first().copied().unwrap_or(&none);
+        let datasets = self.root.value("datasets").map(tables).unwrap_or_default();
+        let of_the_photos = datasets.into_iter().filter(|dataset| {
+            let folder = dataset.text("image_directory");
+            folder.is_some_and(|(_, folder)| same_folder(Path::new(folder), images_directory))
+        });
+        of_the_photos
+            .filter_map(|dataset| {
+                let effective = |key| dataset.value(key).or_else(|| general.value(key));
+                let is_set = |key| matches!(effective(key), Some(Value::Boolean(true)));
+                let (width, height) = match effective("resolution") {
+                    Some(value) => value.resolution()?,
+                    None => RESOLUTION,
+                };
+                Some(Cut {
+                    resolution: (width.try_into().ok()?, height.try_into().ok()?),
+                    enable_bucket: is_set("enable_bucket"),
+                    bucket_no_upscale: is_set("bucket_no_upscale"),
                 })
             })
             .collect()

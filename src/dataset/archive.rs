@@ -16,7 +16,8 @@ use std::path::{Path, PathBuf};
 
 use flate2::Crc;
 
-use super::{DatasetLimits, image};
+use super::DatasetLimits;
+use super::image::{self, Header, Look};
 use crate::disk;
 use crate::error::Error;
 use crate::task::{LogLine, Task};
@@ -61,6 +62,7 @@ pub struct Photo {
     pub crc32: u32,
     /// What keeps it from opening.
     pub fault: Option<Box<str>>,
+    pub header: Header,
 }
 
 /// What was in the zip.
@@ -343,11 +345,14 @@ fn extract_from(
         "extracting the zip",
     )?;
     let mut next_number = zip.seen.len();
-    let mut taken: Vec<Option<(PathBuf, Option<Box<str>>)>> = Vec::new();
+    let mut taken: Vec<Option<(PathBuf, Look)>> = Vec::new();
     for (index, entry) in entries.iter().enumerate() {
         let photo = match numbers[index] {
             Some(number) if is_photo[index] => {
-                Some((zip.photo_path(number), zip.seen[number].fault.take()))
+                let path = zip.photo_path(number);
+                let seen = &mut zip.seen[number];
+                let (fault, header) = (seen.fault.take(), seen.header);
+                Some((path, Look { fault, header }))
             }
             Some(_) => None,
             None => {
@@ -356,8 +361,8 @@ fn extract_from(
                 next_number += 1;
                 match file.zip(path) {
                     Some((file, path)) => {
-                        let fault = image::fault(file).map_err(Error::io("read", &path))?;
-                        Some((path, fault.map(String::into_boxed_str)))
+                        let look = image::look(file).map_err(Error::io("read", &path))?;
+                        Some((path, look))
                     }
                     None => None,
                 }
@@ -366,14 +371,15 @@ fn extract_from(
         taken.push(photo);
     }
     for index in photos {
-        if let Some((path, fault)) = taken[index].take() {
+        if let Some((path, look)) = taken[index].take() {
             let entry = &entries[index];
             extraction.photos.push(Photo {
                 entry_name: entry.name.clone(),
                 path,
                 bytes: entry.bytes,
                 crc32: entry.crc32,
-                fault,
+                fault: look.fault,
+                header: look.header,
             });
         }
     }

@@ -1,5 +1,8 @@
 //! Whether a photo opens, judged cheaply by its content: the header's format and size, and where the format tells,
-//! its end. Musubi Tuner stops on one that does not, minutes later and without always naming it.
+//! its end. Musubi Tuner stops on one that does not, minutes later and without always naming it. On the way, what its
+//! header says of it.
+
+mod exif;
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Cursor, Read, Seek, SeekFrom};
@@ -9,6 +12,10 @@ use imagesize::{Compression, ImageType};
 
 /// Pillow, which opens the photos for Musubi Tuner, refuses more as a decompression bomb.
 const MOST_PIXELS: u64 = 178_956_970;
+
+pub const HOW_TO_CONVERT_HEIC: &str = "convert it to JPEG (on the iPhone, Settings > Camera > Formats > Most \
+     Compatible for photos to come; on a Mac, Preview > File > Export; anywhere, `heif-convert IMG.HEIC IMG.jpg` of \
+     libheif)";
 
 /// A photo, on disk or in memory.
 pub trait Photo: Read + Seek {
@@ -33,11 +40,50 @@ impl Photo for Cursor<&[u8]> {
     }
 }
 
-/// What keeps a photo from opening, as far as it shows without decoding; `None` where nothing does.
-///
+/// What the header says of a photo that opens, as far as Pillow reads it alike.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Header {
+    pub format: Format,
+    /// As stored; 0 where it is not known.
+    pub width: u32,
+    pub height: u32,
+    /// EXIF's number for what was up when the photo was taken: 2 to 8 where it is stored in another way, else 0 or 1.
+    pub orientation: u8,
+    pub has_alpha: bool,
+    pub is_cmyk: bool,
+    /// 16 bits for each channel.
+    pub is_deep: bool,
+}
+
+/// What is decoded here, and the rest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Format {
+    #[default]
+    Other,
+    Jpeg,
+    Png,
+    Webp,
+}
+
+/// What shows of a photo without decoding it.
+pub struct Look {
+    /// What keeps it from opening.
+    pub fault: Option<Box<str>>,
+    pub header: Header,
+}
+
 /// # Errors
 /// What reading it gives.
-pub fn fault(mut photo: impl Photo) -> io::Result<Option<String>> {
+pub fn look(photo: impl Photo) -> io::Result<Look> {
+    let mut header = Header::default();
+    let fault = fault(photo, &mut header)?.map(String::into_boxed_str);
+    if fault.is_some() {
+        header = Header::default();
+    }
+    Ok(Look { fault, header })
+}
+
+fn fault(mut photo: impl Photo, header: &mut Header) -> io::Result<Option<String>> {
     let bytes = photo.seek(SeekFrom::End(0))?;
     photo.rewind()?;
     let mut reader = BufReader::with_capacity(16 << 10, photo);
@@ -47,7 +93,8 @@ pub fn fault(mut photo: impl Photo) -> io::Result<Option<String>> {
     let mut head = [0; 12];
     let read = reader.by_ref().take(12).read(&mut head)?;
     if head[..read].starts_with(b"\xff\xd8") {
-        return jpeg_fault(&mut reader, bytes);
+        header.format = Format::Jpeg;
+        return jpeg_fault(&mut reader, bytes, header);
     }
     // JPEG 2000, which Pillow opens and the crate does not know.
     if head == *b"\0\0\0\x0cjP  \r\n\x87\n" || head.starts_with(b"\xff\x4f\xff\x51") {
@@ -74,10 +121,9 @@ pub fn fault(mut photo: impl Photo) -> io::Result<Option<String>> {
         | ImageType::Dds(_)
         | ImageType::Heif(Compression::Av1) => "picture",
         ImageType::Heif(_) => {
-            return Ok(Some(
-                "it is a HEIC picture, which Musubi Tuner does not open: save it as JPEG"
-                    .to_owned(),
-            ));
+            return Ok(Some(format!(
+                "it is a HEIC picture, which Musubi Tuner does not open: {HOW_TO_CONVERT_HEIC}"
+            )));
         }
         ImageType::Jxl => {
             return Ok(Some(
@@ -93,7 +139,7 @@ pub fn fault(mut photo: impl Photo) -> io::Result<Option<String>> {
     };
     reader.rewind()?;
     let cut = match kind {
-        ImageType::Png => png_is_cut(reader.get_ref(), bytes)?,
+        ImageType::Png => png_is_cut(reader.get_ref(), bytes, header)?,
         ImageType::Webp => {
             u64::from(u32::from_le_bytes([head[4], head[5], head[6], head[7]])) + 8 > bytes
         }
@@ -106,20 +152,76 @@ pub fn fault(mut photo: impl Photo) -> io::Result<Option<String>> {
     }
     reader.rewind()?;
     // Of other formats, and of Apple's kind of PNG, the crate does not read every header as Pillow does: no evidence.
-    let is_read_alike = kind == ImageType::Webp || head_of(reader.get_ref())?[12..16] == *b"IHDR";
-    if !is_read_alike {
-        return Ok(None);
+    let head = head_of(reader.get_ref())?;
+    header.format = match kind {
+        ImageType::Webp => Format::Webp,
+        ImageType::Png if head[12..16] == *b"IHDR" => Format::Png,
+        _ => return Ok(None),
+    };
+    match header.format {
+        Format::Webp => webp_header(reader.get_ref(), &head, bytes, header)?,
+        _ => png_header(&head, header),
     }
-    Ok(kind
-        .reader_size(&mut reader)
-        .ok()
-        .and_then(|size| size_fault(size.width as u64, size.height as u64)))
+    let Ok(size) = imagesize::reader_size(&mut reader) else {
+        return Ok(None);
+    };
+    Ok(sized(header, size.width as u64, size.height as u64))
 }
 
-fn head_of(photo: &impl Photo) -> io::Result<[u8; 16]> {
-    let mut head = [0; 16];
+/// As many bytes as tell a format's properties; 0 behind the end of the file.
+fn head_of(photo: &impl Photo) -> io::Result<[u8; 32]> {
+    let mut head = [0; 32];
     let _ = photo.read_at(&mut head, 0)?;
     Ok(head)
+}
+
+fn png_header(head: &[u8; 32], header: &mut Header) {
+    let (depth, colour) = (head[24], head[25]);
+    header.is_deep = depth == 16;
+    header.has_alpha |= matches!(colour, 4 | 6);
+}
+
+fn webp_header(
+    photo: &impl Photo,
+    head: &[u8; 32],
+    bytes: u64,
+    header: &mut Header,
+) -> io::Result<()> {
+    /// Before the metadata there may be the frames of an animation.
+    const MOST_CHUNKS: usize = 1000;
+    match &head[12..16] {
+        // The first bit behind the two sizes.
+        b"VP8L" => header.has_alpha = head[24] & 0x10 != 0,
+        b"VP8X" => {
+            let flags = head[20];
+            header.has_alpha = flags & 0x10 != 0;
+            let has_exif = flags & 0x08 != 0;
+            let mut at = 12;
+            for _ in 0..MOST_CHUNKS {
+                let mut chunk = [0; 8];
+                if !has_exif || at + 8 > bytes {
+                    break;
+                }
+                read_exact_at(photo, &mut chunk, at)?;
+                let [.., a, b, c, d] = chunk;
+                let end = at + 8 + u64::from(u32::from_le_bytes([a, b, c, d]));
+                if chunk.starts_with(b"EXIF") {
+                    header.orientation = exif::orientation(photo, at + 8, end.min(bytes))?;
+                    break;
+                }
+                at = end + end % 2;
+            }
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+/// Writes the size down; what keeps a photo of it from opening.
+fn sized(header: &mut Header, width: u64, height: u64) -> Option<String> {
+    header.width = u32::try_from(width).unwrap_or_default();
+    header.height = u32::try_from(height).unwrap_or_default();
+    size_fault(width, height)
 }
 
 fn size_fault(width: u64, height: u64) -> Option<String> {
@@ -148,7 +250,11 @@ fn content(head: &[u8]) -> &'static str {
 
 /// Walks the segments to the end-of-image marker, without which Pillow calls a JPEG truncated. A thumbnail's own
 /// marker lies inside a segment, and coded data holds none.
-fn jpeg_fault<P: Photo>(reader: &mut BufReader<P>, bytes: u64) -> io::Result<Option<String>> {
+fn jpeg_fault<P: Photo>(
+    reader: &mut BufReader<P>,
+    bytes: u64,
+    header: &mut Header,
+) -> io::Result<Option<String>> {
     let cut = || {
         Ok(Some(format!(
             "it is a JPEG that is cut short at {bytes} bytes"
@@ -160,13 +266,13 @@ fn jpeg_fault<P: Photo>(reader: &mut BufReader<P>, bytes: u64) -> io::Result<Opt
         match marker {
             // Where the coded data begins, what lies between it and its end need not be read.
             0xda if size.is_some() && ends_near_the_end(reader, bytes)? => {
-                return Ok(size.and_then(|(width, height)| size_fault(width, height.max(1))));
+                return Ok(size.and_then(|(width, height)| sized(header, width, height.max(1))));
             }
             0xd9 => {
                 return Ok(match size {
                     None => Some("it is a JPEG without a picture in it".to_owned()),
                     // The height may come behind the picture (a DNL marker).
-                    Some((width, height)) => size_fault(width, height.max(1)),
+                    Some((width, height)) => sized(header, width, height.max(1)),
                 });
             }
             // Markers without a segment; those between coded data are passed over with it.
@@ -177,12 +283,17 @@ fn jpeg_fault<P: Photo>(reader: &mut BufReader<P>, bytes: u64) -> io::Result<Opt
                     return cut();
                 }
                 let mut left = i64::from(u16::from_be_bytes(length)) - 2;
+                if marker == 0xe1 && header.orientation == 0 {
+                    let start = reader.stream_position()?;
+                    let end = start.saturating_add_signed(left.max(0)).min(bytes);
+                    header.orientation = exif::orientation(reader.get_ref(), start, end)?;
+                }
                 if matches!(marker, 0xc0..=0xcf)
                     && !matches!(marker, 0xc4 | 0xc8 | 0xcc)
                     && size.is_none()
-                    && left >= 5
+                    && left >= 6
                 {
-                    let mut frame = [0; 5];
+                    let mut frame = [0; 6];
                     if !filled(reader, &mut frame)? {
                         return cut();
                     }
@@ -195,7 +306,8 @@ fn jpeg_fault<P: Photo>(reader: &mut BufReader<P>, bytes: u64) -> io::Result<Opt
                     }
                     let pixels = |high, low| u64::from(u16::from_be_bytes([high, low]));
                     size = Some((pixels(frame[3], frame[4]), pixels(frame[1], frame[2])));
-                    left -= 5;
+                    header.is_cmyk = frame[5] == 4;
+                    left -= 6;
                 }
                 // Past the end of the file, the next read finds nothing.
                 reader.seek_relative(left.max(0))?;
@@ -246,7 +358,7 @@ fn next_marker(reader: &mut impl BufRead) -> io::Result<Option<u8>> {
 
 /// Whether the picture's data is missing or runs past the end of the file. A missing or cut last chunk alone does not
 /// keep a PNG from opening.
-fn png_is_cut(photo: &impl Photo, bytes: u64) -> io::Result<bool> {
+fn png_is_cut(photo: &impl Photo, bytes: u64, header: &mut Header) -> io::Result<bool> {
     const END: &[u8] = b"\0\0\0\0IEND\xae\x42\x60\x82";
     let read = |position: u64| -> io::Result<[u8; 12]> {
         let mut chunk = [0; 12];
@@ -262,15 +374,35 @@ fn png_is_cut(photo: &impl Photo, bytes: u64) -> io::Result<bool> {
         match &head[4..8] {
             b"IEND" => break,
             b"IDAT" => has_data = true,
+            b"tRNS" => header.has_alpha = true,
             _ => {}
         }
         let length = u64::from(u32::from_be_bytes([head[0], head[1], head[2], head[3]]));
+        if &head[4..8] == b"eXIf" {
+            let end = (position + 8 + length).min(bytes);
+            header.orientation = exif::orientation(photo, position + 8, end)?;
+        }
         position += 8 + length + 4;
         if position > bytes {
             return Ok(true);
         }
     }
+    if position < bytes && header.orientation == 0 {
+        header.orientation = orientation_near_the_end(photo, bytes)?;
+    }
     Ok(!has_data)
+}
+
+/// What the EXIF chunk says that some writers put behind a PNG's data, which are not walked through.
+fn orientation_near_the_end(photo: &impl Photo, bytes: u64) -> io::Result<u8> {
+    const NEAR: u64 = 16 << 10;
+    let start = bytes.saturating_sub(NEAR);
+    let mut tail = vec![0; usize::try_from(bytes - start).unwrap_or_default()];
+    read_exact_at(photo, &mut tail, start)?;
+    match tail.windows(4).position(|name| name == b"eXIf") {
+        Some(at) => exif::orientation(photo, start + at as u64 + 4, bytes),
+        None => Ok(0),
+    }
 }
 
 fn read_exact_at(photo: &impl Photo, mut buffer: &mut [u8], mut at: u64) -> io::Result<()> {
@@ -302,13 +434,15 @@ mod tests {
     use super::*;
     use crate::dataset::samples::{jpeg, png};
 
-    fn fault_of(content: &[u8]) -> Option<String> {
+    fn fault_of(content: &[u8]) -> Option<Box<str>> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.jpg");
         std::fs::write(&path, content).unwrap();
-        let on_disk = fault(File::open(&path).unwrap()).unwrap();
-        assert_eq!(fault(Cursor::new(content)).unwrap(), on_disk);
-        on_disk
+        let on_disk = look(File::open(&path).unwrap()).unwrap();
+        let in_memory = look(Cursor::new(content)).unwrap();
+        assert_eq!(in_memory.fault, on_disk.fault);
+        assert_eq!(in_memory.header, on_disk.header);
+        on_disk.fault
     }
 
     #[test]
@@ -401,7 +535,7 @@ mod tests {
             for content in [&large, &chunks] {
                 std::fs::write(&path, content).unwrap();
                 let judged =
-                    read_by(&|| assert_eq!(fault(File::open(&path).unwrap()).unwrap(), None));
+                    read_by(&|| assert_eq!(look(File::open(&path).unwrap()).unwrap().fault, None));
                 assert!(judged < BYTES as u64 / 20, "{judged} bytes are read");
             }
         }

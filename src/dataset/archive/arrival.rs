@@ -16,7 +16,7 @@ use super::directory::MOST_TAIL_BYTES;
 use super::headers::{self, LocalHeader, Next};
 use super::names::{Stems, base_name, decoded_name, is_junk, is_named_like_photo};
 use super::{Limits, STORED, Zip, is_bomb};
-use crate::dataset::image;
+use crate::dataset::image::{self, Header};
 use crate::disk;
 use crate::error::Error;
 
@@ -46,8 +46,9 @@ pub struct Seen {
     pub name: Option<Box<str>>,
     /// Bytes of the zip before it that do not lie in the zip's file.
     pub apart_before: u64,
-    /// See [`image::fault`].
+    /// See [`image::look`].
     pub fault: Option<Box<str>>,
+    pub header: Header,
 }
 
 impl Seen {
@@ -376,6 +377,7 @@ impl Arrival {
                 .map(String::into_boxed_str),
             apart_before: self.zip.seen.last().map_or(0, Seen::apart_after),
             fault: None,
+            header: Header::default(),
         };
         self.zip.seen.push(seen);
         let photo = if is_photo {
@@ -453,16 +455,17 @@ impl Arrival {
         seen.crc32 = within.checksum.sum();
         seen.is_whole = is_stored || within.inflation == Inflation::HasEnded;
         if let Some(photo) = within.photo.take() {
-            let fault = if content_bytes as u64 == within.bytes {
+            let look = if content_bytes as u64 == within.bytes {
                 let inflated = &self.inflater.buffer;
                 let content = if is_stored { data } else { inflated };
-                image::fault(Cursor::new(&content[..content_bytes]))
+                image::look(Cursor::new(&content[..content_bytes]))
             } else {
-                image::fault(photo)
+                image::look(photo)
             };
             let path = || self.zip.photo_path(place);
-            let fault = fault.map_err(|error| Error::io("read", &path())(error))?;
-            self.zip.seen[place].fault = fault.map(String::into_boxed_str);
+            let look = look.map_err(|error| Error::io("read", &path())(error))?;
+            self.zip.seen[place].fault = look.fault;
+            self.zip.seen[place].header = look.header;
             let path = self.zip.photo_path(place);
             if let Some(naming) = &mut self.naming
                 && self.zip.seen[place].name.is_some()

@@ -1,0 +1,85 @@
+//! What was up when a photo was taken, from its EXIF data: TIFF's header and first directory.
+
+use std::io;
+
+use super::{Photo, read_exact_at};
+
+const ORIENTATION: u16 = 0x0112;
+
+/// The first directory of a photo has some dozens.
+const MOST_ENTRIES: usize = 512;
+
+const ENTRY_BYTES: usize = 12;
+
+/// The orientation that the EXIF data between `start` and `end` have, 1 to 8; 0 where they have none.
+///
+/// # Errors
+/// What reading gives.
+pub fn orientation(photo: &impl Photo, start: u64, end: u64) -> io::Result<u8> {
+    match orientation_in(photo, start, end) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(0),
+        found => found,
+    }
+}
+
+fn orientation_in(photo: &impl Photo, start: u64, end: u64) -> io::Result<u8> {
+    let within = |buffer: &mut [u8], at: u64| {
+        if at.saturating_add(buffer.len() as u64) > end {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        read_exact_at(photo, buffer, at)
+    };
+    let mut head = [0; 6];
+    within(&mut head, start)?;
+    // In JPEG always, in WebP sometimes, in PNG never.
+    let tiff = if head == *b"Exif\0\0" {
+        start + 6
+    } else {
+        start
+    };
+    let mut head = [0; 8];
+    within(&mut head, tiff)?;
+    let [a, b, c, d, offset @ ..] = head;
+    let is_little = match [a, b, c, d] {
+        [b'I', b'I', 42, 0] => true,
+        [b'M', b'M', 0, 42] => false,
+        _ => return Ok(0),
+    };
+    let short = |bytes: [u8; 2]| {
+        if is_little {
+            u16::from_le_bytes(bytes)
+        } else {
+            u16::from_be_bytes(bytes)
+        }
+    };
+    let long = |bytes: [u8; 4]| {
+        if is_little {
+            u32::from_le_bytes(bytes)
+        } else {
+            u32::from_be_bytes(bytes)
+        }
+    };
+    let directory = tiff + u64::from(long(offset));
+    let mut count = [0; 2];
+    within(&mut count, directory)?;
+    let room = usize::try_from(end - directory - 2).unwrap_or(usize::MAX) / ENTRY_BYTES;
+    let count = usize::from(short(count)).min(room).min(MOST_ENTRIES);
+    let mut entries = vec![0; count * ENTRY_BYTES];
+    within(&mut entries, directory + 2)?;
+    for entry in entries.chunks_exact(ENTRY_BYTES) {
+        if short([entry[0], entry[1]]) != ORIENTATION {
+            continue;
+        }
+        let value = match short([entry[2], entry[3]]) {
+            1 => u32::from(entry[8]),
+            3 => u32::from(short([entry[8], entry[9]])),
+            4 => long([entry[8], entry[9], entry[10], entry[11]]),
+            _ => 0,
+        };
+        return Ok(u8::try_from(value)
+            .ok()
+            .filter(|value| (1..=8).contains(value))
+            .unwrap_or_default());
+    }
+    Ok(0)
+}
