@@ -3,6 +3,7 @@
 //! What Musubi Tuner will make of it is in [`schema`].
 
 mod schema;
+mod written;
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -19,6 +20,8 @@ use toml_datetime::{Date, Datetime, Offset, Time};
 use toml_parser::lexer::TokenKind;
 use toml_parser::parser::{Event, EventKind, ValidateWhitespace};
 use toml_parser::{Expected, ParseError, Source};
+
+pub use written::Settings;
 
 /// Most levels that a header or a statement may open. `tomllib` gives up some hundreds of brackets deep, with a
 /// `RecursionError`.

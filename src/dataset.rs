@@ -1,16 +1,19 @@
-//! URL in, ready folder out: downloaded, extracted, chosen, captioned beside the old dataset, and swapped in whole.
+//! URL, zip or folder in, ready folder out: downloaded, extracted, chosen, captioned beside the old dataset, and swapped
+//! in whole.
 
 mod archive;
 mod caption;
 mod download;
+mod folder;
 mod image;
+mod origin;
 mod photo;
 mod proxy;
 #[cfg(test)]
 mod samples;
 mod tls;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::panic::resume_unwind;
@@ -20,20 +23,82 @@ use std::thread;
 
 use crate::disk::{self, remove};
 use crate::error::Error;
-use crate::task::{LogLine, Task};
-use archive::{Arrival, Extraction, Limits, Photo, Zip, shown};
+use crate::task::{Cancel, LogLine, Task};
+use archive::{
+    Arrival, Extraction, Limits, Photo, TEXT, Text, Wanted, Zip, dotted, shown, stem_of,
+};
+pub use archive::{EXTENSIONS, Extensions};
+use caption::Encoding;
 use download::{Downloaded, Patience, RedactedUrl};
+use folder::Whole;
+use origin::Origin;
+pub use origin::Photos;
+pub use photo::Buckets;
 use photo::PhotoRecord;
-pub use photo::{Buckets, Wanted};
 
 /// What a dataset is made from.
 pub struct Source<'a> {
     pub toml_text: &'a str,
-    pub url: &'a str,
+    pub photos: Photos<'a>,
     pub trigger_word: &'a str,
-    pub wanted: Wanted,
+    pub options: &'a Options,
     /// What the photos are brought to, as far as that is known.
     pub buckets: &'a [Buckets],
+}
+
+/// How a dataset is made.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub captions: Captions,
+    pub extensions: Extensions,
+    /// Whether photos are turned as their EXIF orientation asks for.
+    pub upright: bool,
+    /// Whether a caller has given any.
+    pub are_given: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            captions: Captions::TriggerWord,
+            extensions: Extensions::default(),
+            upright: true,
+            are_given: false,
+        }
+    }
+}
+
+/// What photos are captioned with.
+#[derive(Clone, Debug)]
+pub enum Captions {
+    /// The trigger word, each.
+    TriggerWord,
+    /// The text beside the photo, with the trigger word in it.
+    Files {
+        /// In the place of one that is not there.
+        default: Option<String>,
+    },
+}
+
+impl Options {
+    fn wanted(&self) -> Wanted {
+        Wanted {
+            extensions: self.extensions.clone(),
+            texts: matches!(self.captions, Captions::Files { .. }),
+        }
+    }
+}
+
+impl Source<'_> {
+    /// The caption of a photo that has no text of its own.
+    fn caption(&self) -> String {
+        match &self.options.captions {
+            Captions::Files {
+                default: Some(text),
+            } => caption::with_word(text, self.trigger_word),
+            _ => self.trigger_word.to_owned(),
+        }
+    }
 }
 
 /// Where a training folder keeps things.
@@ -44,6 +109,11 @@ impl Layout {
     #[must_use]
     pub fn new(training_folder: &Path) -> Self {
         Self(training_folder.to_owned())
+    }
+
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.0
     }
 
     #[must_use]
@@ -77,6 +147,11 @@ impl Layout {
         Self(self.0.join(".dataset-new"))
     }
 
+    /// Photos on their way into a staging folder's images.
+    fn extracted(&self) -> PathBuf {
+        self.0.join("extracted")
+    }
+
     /// The staging folder under this name is complete: from here on the new dataset goes in, whatever happens.
     fn ready(&self) -> Self {
         Self(self.0.join(".dataset-ready"))
@@ -85,6 +160,14 @@ impl Layout {
     /// Where the old dataset is moved out of the way.
     fn old(&self) -> Self {
         Self(self.0.join(".dataset-old"))
+    }
+
+    /// What is replaced or removed with a dataset.
+    fn names(&self) -> impl Iterator<Item = PathBuf> {
+        let others = [self.staging().0, self.ready().0, self.old().0];
+        let paths = self.parts().into_iter().chain(others);
+        let names = paths.chain([self.images_zip()]);
+        names.filter_map(|path| path.file_name().map(PathBuf::from))
     }
 
     /// What a dataset is made of, in the order in which it is put in place and against which it is taken away: whoever
@@ -124,8 +207,8 @@ impl Default for DatasetLimits {
 /// On any error the old one is still there, untouched.
 ///
 /// # Errors
-/// [`Error::InvalidUrl`], [`Error::InvalidValue`] when no photo is left; otherwise as [`download::download`],
-/// [`archive::extract`] and the disk give them.
+/// [`Error::InvalidUrl`], [`Error::InvalidValue`] when no photo is left; otherwise as [`Origin::of`],
+/// [`download::download`], [`archive::extract`], [`folder::gather`] and the disk give them.
 pub fn prepare(
     training_folder: &Path,
     source: &Source<'_>,
@@ -136,12 +219,7 @@ pub fn prepare(
         limit_bytes: limits.zip_bytes,
         ..Patience::default()
     };
-    let limits = Limits {
-        entries: limits.entries,
-        total_bytes: limits.extracted_bytes,
-        ..Limits::default()
-    };
-    prepare_with(training_folder, source, &patience, &limits, task)
+    prepare_with(training_folder, source, &patience, &limits.into(), task)
 }
 
 /// [`prepare`], as patient and as generous as said.
@@ -155,15 +233,19 @@ pub fn prepare_with(
     limits: &Limits,
     task: &Task<LogLine>,
 ) -> Result<(), Error> {
-    let url = RedactedUrl::parse(source.url)?;
+    let origin = Origin::of(source.photos)?;
     let layout = Layout::new(training_folder);
+    origin.refuse_in_the_way(&layout)?;
     recover(training_folder)?;
-    for warning in caption::warnings(source.trigger_word) {
-        task.warn(format!("[dataset] {warning}"))?;
+    let is_word_enough = !source.options.wanted().texts;
+    if is_word_enough || !source.trigger_word.trim().is_empty() {
+        for warning in caption::warnings(source.trigger_word) {
+            task.warn(format!("[dataset] {warning}"))?;
+        }
     }
     remove(&layout.images_zip())?;
     let staging = Staging::create(layout.staging())?;
-    build(&layout, &staging.0, source, &url, patience, limits, task)?;
+    build(&layout, &staging.0, source, &origin, patience, limits, task)?;
     task.check()?;
     swap_in(&layout)?;
     // The new dataset stands; what the old one leaves behind is no reason to fail.
@@ -236,7 +318,7 @@ fn build(
     layout: &Layout,
     staging: &Layout,
     source: &Source<'_>,
-    url: &RedactedUrl,
+    origin: &Origin,
     patience: &Patience,
     limits: &Limits,
     task: &Task<LogLine>,
@@ -248,38 +330,25 @@ fn build(
         layout.dataset_toml().display()
     ))?;
 
-    let shown_url: String = url.to_string().chars().take(120).collect();
-    task.info(format!(
-        "[dataset] downloading images zip (url={shown_url}...)"
-    ))?;
-    let extracted = staging.0.join("extracted");
-    let images = staging.images();
-    let mut is_followed = true;
-    let (extraction, zip) = loop {
-        for folder in [&extracted, &images] {
-            remove(folder)?;
-            fs::create_dir(folder).map_err(disk::failed("create", folder))?;
+    let (found, extraction) = match origin {
+        Origin::Url(url) => fetch(staging, url, source, patience, limits, task)?,
+        Origin::Zip(path) => {
+            let limit = patience.limit_bytes;
+            read_zip(staging, path, &source.options.wanted(), limit, limits, task)?
         }
-        let to = Arrival::create(&staging.images_zip(), &extracted, limits, is_followed)?;
-        let Downloaded {
-            mut zip,
-            content_type,
-        } = download_captioning(url, to, &images, source.trigger_word, patience, task)?;
-        task.info(format!("[dataset] downloaded zip bytes={}", zip.bytes()))?;
-        let extraction = archive::extract(&mut zip, content_type.as_deref(), limits, task);
-        if !zip.lacks_bytes() {
-            break (extraction?, zip);
+        Origin::Folder(path) => {
+            task.info(format!("[dataset] reading photos from {}", path.display()))?;
+            let (into, wanted) = (staging.extracted(), source.options.wanted());
+            fs::create_dir(&into).map_err(disk::failed("create", &into))?;
+            let extraction = folder::gather(path, &into, &wanted, limits, task)?;
+            (Found::Folder(path), extraction)
         }
-        is_followed = false;
-        task.info(
-            "[dataset] the zip is not what it seemed to be on the way: downloading it again, to read all of it",
-        )?;
     };
-    fs::remove_file(zip.path()).map_err(Error::io("remove", zip.path()))?;
     let Extraction {
         photos,
         left_out,
-        others,
+        texts,
+        mut others,
     } = extraction;
 
     let mut left_out: Vec<(String, String)> = left_out
@@ -290,17 +359,34 @@ fn build(
     for (name, reason) in &left_out {
         task.warn(format!("[dataset] left out {}: {reason}", shown(name)))?;
     }
-    warn_of_others(&others, task)?;
+    warn_of_others(&others, &source.options.extensions, task)?;
     warn_of_twins(&photos, task)?;
     let names = photos_named(&photos, task)?;
-    place(&photos, &names, &zip, &images, source.trigger_word, task)?;
+    let images = staging.images();
+    place(&photos, &names, &found, staging, &source.caption(), task)?;
+    if source.options.wanted().texts {
+        let unused = write_captions(&photos, &names, &texts, &found, &images, source, task)?;
+        others.extend(unused);
+    } else {
+        warn_of_captions(&photos, &others, task)?;
+    }
     let record =
         |(photo, name): (Photo, String)| PhotoRecord::new(photo.entry_name, name, photo.header);
     let mut photos: Vec<PhotoRecord> = photos.into_iter().zip(names).map(record).collect();
-    let (wanted, buckets) = (source.wanted, source.buckets);
-    photo::put_right(&mut photos, &images, &extracted, wanted, buckets, task)?;
+    let wanted = photo::Wanted {
+        upright: source.options.upright,
+        is_looked_at: source.options.are_given,
+    };
+    photo::put_right(
+        &mut photos,
+        &images,
+        &staging.extracted(),
+        wanted,
+        source.buckets,
+        task,
+    )?;
     photo::write_records(&staging.photos_json(), &photos)?;
-    remove(&extracted)?;
+    remove(&staging.extracted())?;
 
     let images = layout.images();
     let removed = left_out.len() + others.len();
@@ -313,10 +399,182 @@ fn build(
         return Err(Error::InvalidValue(format!(
             "Dataset is empty after extraction/filtering. images_dir={}. {}",
             images.display(),
-            why_empty(&left_out, &others)
+            why_empty(&found, &left_out, &others, &source.options.extensions)
         )));
     }
     Ok(())
+}
+
+/// What photos and captions were found in.
+enum Found<'a> {
+    Zip(Box<Zip>),
+    Folder(&'a Path),
+}
+
+impl Found<'_> {
+    /// What photos were called among the images as they came.
+    fn names_on_the_way(&self) -> impl Iterator<Item = &str> {
+        let zip = match self {
+            Self::Zip(zip) => Some(zip.names_on_the_way()),
+            Self::Folder(_) => None,
+        };
+        zip.into_iter().flatten()
+    }
+
+    fn read(&self, text: &Text, task: &Task<LogLine>) -> Result<Vec<u8>, Error> {
+        match self {
+            Self::Zip(zip) => text.read(zip, task),
+            Self::Folder(root) => folder::read_text(root, text),
+        }
+    }
+}
+
+/// The zip that a URL gives, and what is in it.
+fn fetch<'a>(
+    staging: &Layout,
+    url: &RedactedUrl,
+    source: &Source<'_>,
+    patience: &Patience,
+    limits: &Limits,
+    task: &Task<LogLine>,
+) -> Result<(Found<'a>, Extraction), Error> {
+    let shown_url: String = url.to_string().chars().take(120).collect();
+    task.info(format!(
+        "[dataset] downloading images zip (url={shown_url}...)"
+    ))?;
+    let (extracted, images) = (staging.extracted(), staging.images());
+    let mut is_followed = true;
+    let (extraction, zip) = loop {
+        for folder in [&extracted, &images] {
+            remove(folder)?;
+            fs::create_dir(folder).map_err(disk::failed("create", folder))?;
+        }
+        let to = Arrival::create(&staging.images_zip(), &extracted, limits, is_followed)?
+            .of(&source.options.wanted());
+        let Downloaded {
+            mut zip,
+            content_type,
+        } = download_captioning(url, to, &images, &source.caption(), patience, task)?;
+        task.info(format!("[dataset] downloaded zip bytes={}", zip.bytes()))?;
+        let extraction = archive::extract(&mut zip, content_type.as_deref(), limits, task);
+        if !zip.lacks_bytes() {
+            break (extraction?, zip);
+        }
+        is_followed = false;
+        task.info(
+            "[dataset] the zip is not what it seemed to be on the way: downloading it again, to read all of it",
+        )?;
+    };
+    // It is still open for the captions.
+    fs::remove_file(zip.path()).map_err(Error::io("remove", zip.path()))?;
+    Ok((Found::Zip(Box::new(zip)), extraction))
+}
+
+/// What is in a zip that is here already, read where it lies.
+fn read_zip<'a>(
+    staging: &Layout,
+    path: &Path,
+    wanted: &Wanted,
+    limit_bytes: u64,
+    limits: &Limits,
+    task: &Task<LogLine>,
+) -> Result<(Found<'a>, Extraction), Error> {
+    task.info(format!("[dataset] reading photos from {}", path.display()))?;
+    let into = staging.extracted();
+    fs::create_dir(&into).map_err(disk::failed("create", &into))?;
+    let whole = Whole::open(path, 0)?;
+    if whole.bytes() > limit_bytes {
+        return Err(Error::BadZip(format!(
+            "{} has {} bytes, {limit_bytes} are allowed: put fewer photos into it, or set trainer.dataset_limits = \
+             DatasetLimits(zip_bytes=...)",
+            path.display(),
+            whole.bytes()
+        )));
+    }
+    let mut zip = Zip::at(
+        path,
+        whole.file.try_clone().map_err(Error::io("read", path))?,
+        &into,
+        wanted,
+    )?;
+    let extraction = archive::extract(&mut zip, None, limits, task);
+    // That is then why it cannot be read.
+    whole.check(whole.bytes())?;
+    Ok((Found::Zip(Box::new(zip)), extraction?))
+}
+
+/// What is in a zip or a folder that is here, as far as its directory tells.
+#[derive(Debug, PartialEq, Eq)]
+#[allow(dead_code)]
+pub struct Survey {
+    pub photos: usize,
+    /// Of them, those with a text beside them.
+    pub captioned: usize,
+    /// Files that are named like photos and cannot be any, each with the reason.
+    pub left_out: Vec<(String, &'static str)>,
+    /// Files of other kinds.
+    pub others: usize,
+}
+
+/// Looks what is there, and reads no photo; `None` for a URL, which nobody asks.
+///
+/// # Errors
+/// As [`prepare`].
+#[allow(dead_code)]
+pub fn survey(
+    photos: Photos<'_>,
+    options: &Options,
+    limits: &DatasetLimits,
+    cancel: &Cancel,
+) -> Result<Option<Survey>, Error> {
+    let limits = Limits::from(limits);
+    // Captions are counted whether they are wanted or not.
+    let wanted = Wanted {
+        texts: true,
+        ..options.wanted()
+    };
+    let (entries, choice) = match Origin::of(photos)? {
+        Origin::Url(_) => return Ok(None),
+        Origin::Zip(path) => {
+            let file = Whole::open(&path, 0)?.file;
+            let entries = archive::entries_of(&Zip::at(&path, file, &path, &wanted)?, &limits)?;
+            let choice = archive::choose(&entries, &wanted);
+            (entries, choice)
+        }
+        Origin::Folder(path) => {
+            let listing = folder::list(&path, &limits, cancel)?;
+            let choice = folder::choose_of(&listing, &wanted);
+            (listing.entries, choice)
+        }
+    };
+    let names = |indices: &[usize]| -> Vec<&str> {
+        let names = indices.iter().map(|index| entries[*index].name.as_str());
+        names.collect()
+    };
+    let (photos, texts) = (names(&choice.photos), names(&choice.texts));
+    let captioned = texts_of(&photos, &texts).into_iter().flatten().count();
+    Ok(Some(Survey {
+        photos: photos.len(),
+        captioned,
+        left_out: choice.extraction.left_out,
+        others: choice.extraction.others.len() + texts.len() - captioned.min(texts.len()),
+    }))
+}
+
+/// For each photo, which of the texts lies beside it under its name.
+fn texts_of(photos: &[&str], texts: &[&str]) -> Vec<Option<usize>> {
+    let mut by_stem: HashMap<&str, usize> = HashMap::new();
+    for (index, text) in texts.iter().enumerate() {
+        let Some(stem) = stem_of(text, &[TEXT]) else {
+            continue;
+        };
+        // Of a.txt and a.TXT, the one that Musubi Tuner would see.
+        if text.ends_with(TEXT) || !by_stem.contains_key(stem) {
+            by_stem.insert(stem, index);
+        }
+    }
+    let text_of = |photo: &&str| by_stem.get(stem_of(photo, &EXTENSIONS)?).copied();
+    photos.iter().map(text_of).collect()
 }
 
 /// The photos that open. Where none does, all of them: then they are somebody's stand-ins for photos, or of a format
@@ -357,7 +615,7 @@ fn download_captioning(
     url: &RedactedUrl,
     mut to: Arrival,
     images: &Path,
-    trigger_word: &str,
+    caption: &str,
     patience: &Patience,
     task: &Task<LogLine>,
 ) -> Result<Downloaded, Error> {
@@ -367,7 +625,7 @@ fn download_captioning(
         let write_captions = move || {
             for photo in photos.into_iter().flatten() {
                 task.check()?;
-                caption::write(&photo, trigger_word)?;
+                caption::write(&photo, caption)?;
             }
             Ok(())
         };
@@ -403,11 +661,12 @@ fn photos_named(photos: &[Photo], task: &Task<LogLine>) -> Result<Vec<String>, E
 fn place(
     photos: &[Photo],
     names: &[String],
-    zip: &Zip,
-    images: &Path,
-    trigger_word: &str,
+    found: &Found<'_>,
+    staging: &Layout,
+    caption: &str,
     task: &Task<LogLine>,
 ) -> Result<(), Error> {
+    let images = staging.images();
     let mut waiting = Vec::new();
     for (photo, name) in photos.iter().zip(names) {
         let path = images.join(name);
@@ -415,7 +674,7 @@ fn place(
             waiting.push((photo.path.clone(), path));
         }
     }
-    if waiting.is_empty() && zip.names_on_the_way().count() == photos.len() {
+    if waiting.is_empty() && found.names_on_the_way().count() == photos.len() {
         return Ok(());
     }
     let move_to =
@@ -423,8 +682,8 @@ fn place(
     // Where a photo lies that is to be called otherwise, there may be another's place.
     for (number, (from, _)) in waiting.iter_mut().enumerate() {
         task.check()?;
-        if from.parent() == Some(images) {
-            let aside = zip.folder().join(format!("aside{number}"));
+        if from.parent() == Some(&images) {
+            let aside = staging.extracted().join(format!("aside{number}"));
             move_to(from, &aside)?;
             *from = aside;
         }
@@ -433,7 +692,7 @@ fn place(
     let in_place: HashSet<&Path> = (photos.iter().zip(names).filter(is_in_place))
         .map(|(photo, _)| photo.path.as_path())
         .collect();
-    for name in zip.names_on_the_way() {
+    for name in found.names_on_the_way() {
         let path = images.join(name);
         if !in_place.contains(path.as_path()) {
             remove(&path)?;
@@ -443,44 +702,161 @@ fn place(
     for (from, path) in waiting {
         task.check()?;
         move_to(&from, &path)?;
-        caption::write(&path, trigger_word)?;
+        caption::write(&path, caption)?;
     }
     Ok(())
 }
 
-/// A word on what a user may have meant to train on.
-fn warn_of_others(others: &[String], task: &Task<LogLine>) -> Result<(), Error> {
-    const PICTURES: [&str; 10] = [
-        ".png", ".webp", ".heic", ".heif", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".jfif",
-    ];
-    let ending_in = |endings: &[&str]| -> Vec<String> {
-        let ends = |name: &String| {
-            endings
-                .iter()
-                .any(|ending| name.to_lowercase().ends_with(ending))
+/// Gives each photo that has a text the caption that it makes; the names of texts that make none.
+fn write_captions(
+    photos: &[Photo],
+    names: &[String],
+    texts: &[Text],
+    found: &Found<'_>,
+    images: &Path,
+    source: &Source<'_>,
+    task: &Task<LogLine>,
+) -> Result<Vec<String>, Error> {
+    let entry_names: Vec<&str> = (photos.iter())
+        .map(|photo| photo.entry_name.as_str())
+        .collect();
+    let text_names: Vec<&str> = (texts.iter())
+        .map(|text| text.entry.name.as_str())
+        .collect();
+    let mut is_used = vec![false; texts.len()];
+    let mut count = 0;
+    let (mut refused, mut guessed, mut long) = (Vec::new(), Vec::new(), Vec::new());
+    for (index, name) in texts_of(&entry_names, &text_names).into_iter().zip(names) {
+        task.check()?;
+        let Some(index) = index else { continue };
+        let text = &texts[index];
+        let shown = || shown(&text.entry.name);
+        let decoded = if text.entry.bytes > caption::MOST_BYTES {
+            Err("it is longer than 64 KiB")
+        } else {
+            let content = found.read(text, task)?;
+            caption::decoded(&content)
         };
+        let decoded = match decoded {
+            Ok((decoded, encoding)) => {
+                if encoding == Encoding::Windows1252 {
+                    guessed.push(shown());
+                }
+                decoded
+            }
+            Err(reason) => {
+                refused.push(format!("{} ({reason})", shown()));
+                continue;
+            }
+        };
+        let caption = caption::with_word(&decoded, source.trigger_word);
+        if let Some(length) = caption::too_long(&caption) {
+            long.push(format!("{} {length}", shown()));
+        }
+        caption::write(&images.join(name), &caption)?;
+        is_used[index] = true;
+        count += 1;
+    }
+    let others = photos.len() - count;
+    let (fallback, words) = match &source.options.captions {
+        Captions::Files { default: Some(_) } => (source.caption(), "default_caption"),
+        _ => (source.caption(), "the trigger word"),
+    };
+    task.info(format!(
+        "[dataset] captions: {count} from files, {others} of {words}"
+    ))?;
+    for (names, what) in [
+        (&refused, "captions are not used"),
+        (
+            &guessed,
+            "captions are not UTF-8 and were read as Windows-1252; where letters came out wrong, save as UTF-8",
+        ),
+        (&long, "captions are too long"),
+    ] {
+        if !names.is_empty() {
+            let (number, names) = (names.len(), listed(names));
+            task.warn(format!("[dataset] {number} {what}: {names}"))?;
+        }
+    }
+    if others > 0 && fallback.trim().is_empty() {
+        task.warn(format!(
+            "[dataset] {others} photos train without a caption: they have no text beside them, and trigger_word is empty"
+        ))?;
+    }
+    let unused = texts.iter().zip(is_used).filter(|(_, is_used)| !is_used);
+    Ok(unused.map(|(text, _)| text.entry.name.clone()).collect())
+}
+
+/// A word on captions that are thrown away.
+fn warn_of_captions(
+    photos: &[Photo],
+    others: &[String],
+    task: &Task<LogLine>,
+) -> Result<(), Error> {
+    let photos: Vec<&str> = photos
+        .iter()
+        .map(|photo| photo.entry_name.as_str())
+        .collect();
+    let texts: Vec<&str> = others.iter().map(String::as_str).collect();
+    let beside: Vec<String> = (texts_of(&photos, &texts).into_iter().flatten())
+        .map(|index| shown(&others[index]))
+        .collect();
+    if beside.is_empty() {
+        return Ok(());
+    }
+    task.warn(format!(
+        "[dataset] not used as captions: {} ({} in all, beside their photos); the trigger word is the caption of each \
+         photo. To train with them: dataset_options=DatasetOptions(captions=\"files\")",
+        listed(&beside),
+        beside.len()
+    ))
+}
+
+/// A word on what a user may have meant to train on.
+fn warn_of_others(
+    others: &[String],
+    taken: &Extensions,
+    task: &Task<LogLine>,
+) -> Result<(), Error> {
+    /// Which Musubi Tuner does not read.
+    const UNREAD: [&str; 6] = ["gif", "tif", "tiff", "jfif", "jxl", "dng"];
+    let ending_in = |extensions: &[&str]| -> Vec<String> {
         others
             .iter()
-            .filter(|name| ends(name) && !archive::is_junk(name))
+            .filter(|name| stem_of(name, extensions).is_some() && !archive::is_junk(name))
             .map(|name| shown(name))
             .collect()
     };
-    let heic = ending_in(&[".heic", ".heif"]);
+    let could_be_taken: Vec<&str> = taken.others().collect();
+    let (mut left_out, unread) = (ending_in(&could_be_taken), ending_in(&UNREAD));
+    let mut mends = Vec::new();
+    if !left_out.is_empty() {
+        let more = dotted(could_be_taken.into_iter());
+        mends.push(format!(
+            "to take {more} as well: dataset_options=DatasetOptions(image_extensions=\"all\")"
+        ));
+    }
+    let heic = ending_in(&["heic", "heif"]);
     if !heic.is_empty() {
+        mends.push(image::HOW_TO_CONVERT_HEIC.to_owned());
+    }
+    if !unread.is_empty() {
+        mends.push(format!(
+            "save {} as JPEG, which Musubi Tuner reads",
+            listed(&unread)
+        ));
+    }
+    left_out.extend(heic);
+    left_out.extend(unread);
+    if !left_out.is_empty() {
         task.warn(format!(
-            "[dataset] Musubi Tuner opens no HEIC pictures such as {}: {}",
-            listed(&heic),
-            image::HOW_TO_CONVERT_HEIC
+            "[dataset] left out {} ({} in all): only {taken} are taken; {}",
+            listed(&left_out),
+            left_out.len(),
+            mends.join("; ")
         ))?;
     }
-    let pictures = ending_in(&PICTURES);
-    if !pictures.is_empty() {
-        let names = listed(&pictures);
-        task.warn(format!(
-            "[dataset] left out {names}: only .jpg and .jpeg are taken; save the others as JPEG"
-        ))?;
-    }
-    let zips = ending_in(&[".zip"]);
+    let zips = ending_in(&["zip"]);
     if !zips.is_empty() {
         task.warn(format!(
             "[dataset] did not look into {}: zips in the zip are not opened",
@@ -516,11 +892,22 @@ fn warn_of_twins(photos: &[Photo], task: &Task<LogLine>) -> Result<(), Error> {
     Ok(())
 }
 
-fn why_empty(left_out: &[(String, String)], others: &[String]) -> String {
+fn why_empty(
+    found: &Found<'_>,
+    left_out: &[(String, String)],
+    others: &[String],
+    taken: &Extensions,
+) -> String {
+    let what = match found {
+        Found::Zip(_) => "zip",
+        Found::Folder(_) => "folder",
+    };
     if left_out.is_empty() && others.is_empty() {
-        return "The zip holds no files: put .jpg or .jpeg photos into it.".to_owned();
+        return format!("The {what} holds no files: put {taken} photos into it.");
     }
-    let mut why = vec!["No file in the zip is a .jpg or .jpeg photo.".to_owned()];
+    let mut why = vec![format!(
+        "No file in the {what} is taken for a photo: {taken} are."
+    )];
     if !left_out.is_empty() {
         let names: Vec<String> = left_out
             .iter()
@@ -749,9 +1136,9 @@ mod tests {
         };
         let source = Source {
             toml_text: TOML,
-            url,
+            photos: Photos::Text(url),
             trigger_word: "sks",
-            wanted: Wanted::default(),
+            options: &Options::default(),
             buckets: &[],
         };
         (
@@ -845,9 +1232,9 @@ mod tests {
             });
             let source = Source {
                 toml_text: TOML,
-                url: &server.url(),
+                photos: Photos::Text(&server.url()),
                 trigger_word: "sks",
-                wanted: Wanted::default(),
+                options: &Options::default(),
                 buckets: &[],
             };
             assert!(matches!(

@@ -29,6 +29,7 @@ use pyo3::prelude::*;
 #[pymodule]
 mod _native {
     use pyo3::prelude::*;
+    use pyo3::types::PyTuple;
 
     #[pymodule_export]
     use crate::convert::convert_lora_to_comfyui;
@@ -38,6 +39,8 @@ mod _native {
     use crate::gpu::_gpu_memory_bytes;
     #[pymodule_export]
     use crate::interpreter::_supervise;
+    #[pymodule_export]
+    use crate::trainer::dataset_toml;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -48,6 +51,10 @@ mod _native {
             .setattr("status", py.None())?;
         module.add("GPUMonitor", crate::gpu::class(py)?)?;
         module.add("MusubiTraining", crate::trainer::class(py)?)?;
+        module.add(
+            "IMAGE_EXTENSIONS",
+            PyTuple::new(py, crate::dataset::EXTENSIONS)?,
+        )?;
         module.index()?.append("DatasetLimits")?;
         module.index()?.append("Models")?;
         module.setattr("__getattr__", wrap_pyfunction!(super::dataclass, py)?)

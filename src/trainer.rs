@@ -8,6 +8,7 @@ mod at_once;
 mod caches;
 mod checks;
 mod dataset_limits;
+mod dataset_options;
 mod evidence;
 mod freshness;
 mod log;
@@ -15,6 +16,7 @@ mod netrc;
 mod options;
 mod run;
 mod step;
+mod written_toml;
 
 use std::ffi::OsString;
 use std::fs;
@@ -35,7 +37,7 @@ use crate::progress::Heard;
 use crate::read_ahead::ReadAhead;
 use crate::tuner::{self, MusubiTuner, Training, WeightFiles};
 use crate::{adapter, config, dataset, interpreter, interrupt};
-use arguments::Given;
+use arguments::{Given, Photos};
 use at_once::Decision;
 use caches::Kind;
 use checks::Step;
@@ -44,6 +46,7 @@ use log::Log;
 use run::{Run, Warm};
 
 pub use dataset_limits::dataclass as dataset_limits_class;
+pub use written_toml::dataset_toml;
 
 const DOC: &str = "\
 Trains photo LoRAs for Z-Image with Musubi Tuner.
@@ -180,9 +183,10 @@ fn _validate_toml_str<'py>(
 /// `cache/`, and `dataset.toml`.
 ///
 /// Args:
-///     dataset_toml_content (str): Musubi Tuner's dataset configuration.
-///     images_zip_url (str): where the zip is, http or https.
-///     trigger_word (str): the caption of every photo.
+///     dataset_toml_content (str | None): Musubi Tuner's dataset configuration; None for that of `dataset_toml`.
+///     images_zip_url (str | os.PathLike[str]): where the zip is, http or https; or the path or file:// URL of a zip or a
+///         folder of photos that is here, in which nothing is changed.
+///     trigger_word (str): the caption of every photo, or a part of it (see `DatasetOptions`).
 ///
 /// Returns:
 ///     str: the path of `dataset.toml`.
@@ -191,10 +195,11 @@ fn _validate_toml_str<'py>(
 ///
 /// Raises:
 ///     ValueError: the TOML does not parse, or no photo is left.
+///     FileNotFoundError, OSError: a zip or folder that is here cannot be read.
 ///     zipfile.BadZipFile: what came is not a zip.
 ///     DownloadError: the zip could not be had (an OSError, and a requests.RequestException where requests is
 ///         installed).
-///     RuntimeError: another run has the training folder.
+///     RuntimeError: another run has the training folder; a file changed while it was read.
 ///     Cancelled: `cancel()` was called.
 #[pyfunction]
 fn _prepare_dataset(
@@ -207,9 +212,11 @@ fn _prepare_dataset(
     let log = Log::new(py)?;
     let folder = path_of(slf, "absolute_path_training_folder")?;
     log.info(("[dataset] preparing dataset folder=%s", folder.as_os_str()))?;
-    let url = arguments::text("images_zip_url", images_zip_url)?;
+    let photos = Photos::of(images_zip_url)?;
     let trigger_word = arguments::text("trigger_word", trigger_word)?;
+    let dataset_toml_content = &toml_or_usual(slf, dataset_toml_content)?;
     let toml_text = arguments::text("dataset_toml_content", dataset_toml_content)?;
+    let options = dataset_options::of(slf)?;
     let limits = dataset_limits::of(slf)?;
     let config = config::parse(&toml_text).ok();
     checks::cache_folders(config.as_ref(), &folder)?;
@@ -228,11 +235,18 @@ fn _prepare_dataset(
         dataset::Buckets::new(cut.resolution, cut.enable_bucket, cut.bucket_no_upscale)
     });
     let buckets: Vec<dataset::Buckets> = buckets.collect();
+    let photos = match photos {
+        Photos::Text(text) => Photos::Text(netrc::with_credentials(py, text)),
+        path @ Photos::Path(_) => path,
+    };
     let source = dataset::Source {
         toml_text: &toml_text,
-        url: &netrc::with_credentials(py, url),
+        photos: match &photos {
+            Photos::Text(text) => dataset::Photos::Text(text),
+            Photos::Path(path) => dataset::Photos::Path(path),
+        },
         trigger_word: &trigger_word,
-        wanted: wanted_of(slf)?,
+        options: &options,
         buckets: &buckets,
     };
     interrupt::run(
@@ -244,15 +258,16 @@ fn _prepare_dataset(
     Ok(layout.dataset_toml().into())
 }
 
-/// What the dataset options ask for, which are looked at where they are given.
-fn wanted_of(slf: &Bound<'_, PyAny>) -> PyResult<dataset::Wanted> {
-    let Some(options) = options::of(slf, options::Kind::Dataset)? else {
-        return Ok(dataset::Wanted::default());
-    };
-    Ok(dataset::Wanted {
-        upright: options.getattr("upright")?.is_truthy()?,
-        is_looked_at: true,
-    })
+/// The dataset's TOML as it is given, or the usual one for None.
+fn toml_or_usual<'py>(
+    slf: &Bound<'py, PyAny>,
+    given: &Bound<'py, PyAny>,
+) -> PyResult<Bound<'py, PyAny>> {
+    if !given.is_none() {
+        return Ok(given.clone());
+    }
+    let text = written_toml::usual(&path_of(slf, "absolute_path_training_folder")?)?;
+    Ok(PyString::new(slf.py(), &text).into_any())
 }
 
 /// Cache the photos' latents and the captions' text encoder outputs, with Musubi Tuner's two scripts.
@@ -569,10 +584,11 @@ fn is_converted_natively(
 /// Make a LoRA from a zip of photos: dataset, caches, training, conversion.
 ///
 /// Args:
-///     dataset_toml_content (str): Musubi Tuner's dataset configuration. Its `image_directory` and
-///         `cache_directory` must be `images` and `cache` in the training folder.
-///     images_zip_url (str): where the zip of photos is, http or https.
-///     trigger_word (str): the caption of every photo.
+///     dataset_toml_content (str | None): Musubi Tuner's dataset configuration; None for that of `dataset_toml`. Its
+///         `image_directory` and `cache_directory` must be `images` and `cache` in the training folder.
+///     images_zip_url (str | os.PathLike[str]): where the zip of photos is, http or https; or the path or file:// URL of a
+///         zip or a folder of photos that is here, in which nothing is changed.
+///     trigger_word (str): the caption of every photo, or a part of it (see `DatasetOptions`).
 ///     use_pre_cache (bool): run the two caching steps, default True.
 ///     convert_for_comfyui (bool): convert the LoRA for ComfyUI, default True.
 ///     output_name (str): the LoRA's file name without its ending, default "output_lora_model".
@@ -643,10 +659,12 @@ fn train<'py>(
         arguments::max_train_steps(&max_train_steps)?;
         arguments::seed(&seed)?;
     }
+    let dataset_toml_content = &toml_or_usual(slf, dataset_toml_content)?;
     let mut toml_is_refused = false;
     if steps.contains(&Step::PrepareDataset) {
-        arguments::text("images_zip_url", images_zip_url)?;
+        Photos::of(images_zip_url)?;
         arguments::text("trigger_word", trigger_word)?;
+        dataset_options::of(slf)?;
         let toml_text = arguments::text("dataset_toml_content", dataset_toml_content)?;
         let config = config::parse(&toml_text).ok();
         checks::cache_folders(

@@ -1,6 +1,6 @@
 """Turns a zip of photos into a Z-Image LoRA with Musubi Tuner, unattended."""
 
-from musubitraining._native import Cancelled, DownloadError, convert_lora_to_comfyui
+from musubitraining._native import Cancelled, DownloadError, convert_lora_to_comfyui, dataset_toml
 from musubitraining.main import TYPE_CHECKING, GPUMonitor, MusubiTraining
 
 __all__ = [
@@ -8,6 +8,7 @@ __all__ = [
     "CalledProcessError",
     "Cancelled",
     "DatasetLimits",
+    "DatasetOptions",
     "DownloadError",
     "GPUMonitor",
     "LaunchOptions",
@@ -16,6 +17,7 @@ __all__ = [
     "Preset",
     "TrainingOptions",
     "convert_lora_to_comfyui",
+    "dataset_toml",
     "logger",
 ]
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
         GPU,
         CalledProcessError,
         DatasetLimits,
+        DatasetOptions,
         LaunchOptions,
         Models,
         Preset,

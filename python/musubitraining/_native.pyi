@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 from musubitraining.training_options import LaunchOptions, TrainingOptions
 
 __all__ = [
+    "IMAGE_EXTENSIONS",
     "Cancelled",
     "DatasetLimits",
     "DownloadError",
@@ -18,9 +19,13 @@ __all__ = [
     "_restore_download_error",
     "_supervise",
     "convert_lora_to_comfyui",
+    "dataset_toml",
 ]
 
 _Path = str | os.PathLike[str]
+
+IMAGE_EXTENSIONS: tuple[str, ...]
+"""What Musubi Tuner reads, in lower case and without dots."""
 
 class Cancelled(Exception):
     """The run was ended by `MusubiTraining.cancel()`."""
@@ -202,22 +207,24 @@ class MusubiTraining:
             ValueError: it is no TOML; its `__cause__`, a `tomllib.TOMLDecodeError`, says where.
         """
 
-    def _prepare_dataset(self, dataset_toml_content: str, images_zip_url: str, trigger_word: str) -> str:
+    def _prepare_dataset(self, dataset_toml_content: str | None, images_zip_url: _Path, trigger_word: str) -> str:
         """Download the zip of photos and make a ready dataset of it.
 
         That is `images/` with a caption beside each photo, an empty `cache/`, and `dataset.toml`. The dataset that was
         there before stays until the new one stands.
 
         Args:
-            dataset_toml_content: Musubi Tuner's dataset configuration.
-            images_zip_url: where the zip is, http or https.
-            trigger_word: the caption of every photo.
+            dataset_toml_content: Musubi Tuner's dataset configuration; None for that of `dataset_toml`.
+            images_zip_url: where the zip is, http or https; or the path or file:// URL of a zip or a folder of photos
+                that is here, in which nothing is changed.
+            trigger_word: the caption of every photo, or a part of it (see `DatasetOptions`).
 
         Returns:
             The path of `dataset.toml`.
 
         Raises:
             ValueError: the TOML does not parse, an argument cannot work, or no photo is left.
+            OSError: a zip or folder that is here cannot be read.
             zipfile.BadZipFile: what came is not a zip.
             DownloadError: the zip could not be had.
             RuntimeError: another run has the training folder.
@@ -286,8 +293,8 @@ class MusubiTraining:
 
     def train(
         self,
-        dataset_toml_content: str,
-        images_zip_url: str,
+        dataset_toml_content: str | None,
+        images_zip_url: _Path,
         trigger_word: str,
         *,
         use_pre_cache: bool = True,
@@ -307,9 +314,10 @@ class MusubiTraining:
 
         Args:
             dataset_toml_content: Musubi Tuner's dataset configuration. Its `image_directory` and `cache_directory` must
-                be `images` and `cache` in the training folder.
-            images_zip_url: where the zip of photos is, http or https.
-            trigger_word: the caption of every photo.
+                be `images` and `cache` in the training folder. None for that of `dataset_toml`.
+            images_zip_url: where the zip of photos is, http or https; or the path or file:// URL of a zip or a folder
+                of photos that is here, in which nothing is changed.
+            trigger_word: the caption of every photo, or a part of it (see `DatasetOptions`).
             use_pre_cache: run the two caching steps.
             convert_for_comfyui: convert the LoRA for ComfyUI.
             output_name: the LoRA's file name without its ending.
@@ -350,6 +358,37 @@ class MusubiTraining:
         Returns:
             Whether anything was under way.
         """
+
+def dataset_toml(
+    training_folder: _Path,
+    *,
+    resolution: int | tuple[int, int] = (1024, 1024),
+    batch_size: int = 1,
+    num_repeats: int = 1,
+    enable_bucket: bool = True,
+    bucket_no_upscale: bool = False,
+    caption_extension: str = ".txt",
+) -> str:
+    """Write the dataset configuration of a training folder, as Musubi Tuner reads it.
+
+    Args:
+        training_folder: that of the trainer; its photos will be in `images`, its caches in `cache`. A relative path
+            counts from the current folder.
+        resolution: pixels, 32 to 8192: the side of a square, or width and height. With buckets, the area that photos
+            are brought to; without, their size, in multiples of 16.
+        batch_size: photos in a step, 1 to 1024.
+        num_repeats: how often each photo comes in an epoch, 1 to 100_000.
+        enable_bucket: whether photos keep their shape, as near as buckets come to it.
+        bucket_no_upscale: whether photos that are smaller keep their size; needs enable_bucket.
+        caption_extension: of the captions' files, with its dot. Those of this library end in ".txt".
+
+    Returns:
+        The text, for `dataset_toml_content`.
+
+    Raises:
+        ValueError: a value is out of its range, or the path is one that Musubi Tuner cannot work with.
+        TypeError: a value is of a type that cannot work.
+    """
 
 def convert_lora_to_comfyui(
     source: _Path, destination: _Path, *, form: Literal["merged", "separate"] = "merged"

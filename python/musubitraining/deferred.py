@@ -5,6 +5,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Literal
 
 from musubitraining._native import DatasetLimits, Models
+from musubitraining.dataset_options import DatasetOptions
 from musubitraining.errors import CalledProcessError
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ __all__ = [
     "GPU",
     "CalledProcessError",
     "DatasetLimits",
+    "DatasetOptions",
     "LaunchOptions",
     "Models",
     "Preset",

@@ -83,10 +83,10 @@ const SD_SCRIPTS: &[&str] = &[
 ];
 
 /// Images are cut to multiples of it: the latents are an eighth of the side, and the model takes them in pairs.
-const RESOLUTION_STEP: i64 = 16;
+pub const RESOLUTION_STEP: i64 = 16;
 
 /// The smallest side, of a square of the same area, that buckets can be made for.
-const MIN_BUCKETED_SIDE: i64 = 32;
+pub const MIN_BUCKETED_SIDE: i64 = 32;
 
 /// The longest key that is compared with the known ones for a likeness.
 const LONGEST_MISSPELT: usize = 64;

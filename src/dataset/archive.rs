@@ -24,10 +24,11 @@ use crate::task::{LogLine, Task};
 pub use arrival::Arrival;
 use arrival::Seen;
 use content::{Compressed, Method};
-use directory::{ENCRYPTED, EndRecord, Entry, FOLDER, PATCH};
+pub use directory::Entry;
+use directory::{ENCRYPTED, EndRecord, FOLDER, PATCH};
 use mistaken::{Fault, not_a_zip};
-use names::{base_name, depth, is_named_like_photo};
-pub use names::{flat_names, is_junk, shown};
+pub use names::{EXTENSIONS, Extensions, dotted, flat_names, is_junk, shown, stem_of};
+use names::{base_name, depth};
 
 /// What a zip of photos never needs more of. A photo is compressed already, so that a deflated one shrinks by a few
 /// per cent; a hundredfold is a bomb.
@@ -42,7 +43,12 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        let limits = DatasetLimits::default();
+        Self::from(&DatasetLimits::default())
+    }
+}
+
+impl From<&DatasetLimits> for Limits {
+    fn from(limits: &DatasetLimits) -> Self {
         Self {
             entries: limits.entries,
             total_bytes: limits.extracted_bytes,
@@ -65,12 +71,55 @@ pub struct Photo {
     pub header: Header,
 }
 
+/// What is taken out of a zip.
+#[derive(Clone, Debug, Default)]
+pub struct Wanted {
+    pub extensions: Extensions,
+    /// Whether texts may be captions.
+    pub texts: bool,
+}
+
+/// The extension of a caption.
+pub const TEXT: &str = "txt";
+
+/// A file of the zip that may be a caption, not read yet.
+#[derive(Debug)]
+pub struct Text {
+    pub entry: Entry,
+    data_start: u64,
+}
+
+impl Text {
+    /// One that lies in no zip.
+    pub fn beside(entry: Entry) -> Self {
+        Self {
+            entry,
+            data_start: 0,
+        }
+    }
+
+    /// What is in it.
+    ///
+    /// # Errors
+    /// As [`extract`].
+    pub fn read(&self, zip: &Zip, task: &Task<LogLine>) -> Result<Vec<u8>, Error> {
+        let mut content = Vec::new();
+        read_entry(zip, &self.entry, self.data_start, task, |bytes| {
+            content.extend_from_slice(bytes);
+            Ok(())
+        })?;
+        Ok(content)
+    }
+}
+
 /// What was in the zip.
 #[derive(Debug, Default)]
 pub struct Extraction {
     pub photos: Vec<Photo>,
     /// Files that are named like photos but cannot be any, each with the reason.
     pub left_out: Vec<(String, &'static str)>,
+    /// What may be a caption, where texts are wanted.
+    pub texts: Vec<Text>,
     /// Files of other kinds: junk included, folders not.
     pub others: Vec<String>,
 }
@@ -88,16 +137,28 @@ pub fn extract(
     limits: &Limits,
     task: &Task<LogLine>,
 ) -> Result<Extraction, Error> {
-    let end = match EndRecord::find(zip, limits)? {
-        Ok(end) => end,
-        Err(reason) => return Err(not_a_zip(zip, content_type, &Fault::Damaged(reason))?),
-    };
+    let end = end_of(zip, content_type, limits)?;
     match extract_from(zip, &end, limits, task) {
         Err(Error::BadZip(_)) if end.is_of_several_parts => {
             Err(not_a_zip(zip, content_type, &Fault::OneOfSeveralParts)?)
         }
         extraction => extraction,
     }
+}
+
+fn end_of(zip: &Zip, content_type: Option<&str>, limits: &Limits) -> Result<EndRecord, Error> {
+    match EndRecord::find(zip, limits)? {
+        Ok(end) => Ok(end),
+        Err(reason) => Err(not_a_zip(zip, content_type, &Fault::Damaged(reason))?),
+    }
+}
+
+/// What the directory of a zip says is in it; nothing else is read.
+///
+/// # Errors
+/// As [`extract`].
+pub fn entries_of(zip: &Zip, limits: &Limits) -> Result<Vec<Entry>, Error> {
+    end_of(zip, None, limits)?.entries(zip, limits)
 }
 
 /// The zip that came: in a file, and in those of the photos that were taken out of it on the way.
@@ -118,12 +179,29 @@ pub struct Zip {
     opened: RefCell<Option<(usize, File)>>,
     /// What was read last of the zip's own file, and where it lies there: headers are read one after the other.
     window: RefCell<(u64, Vec<u8>)>,
+    wanted: Wanted,
+    /// What it is said to be that comes in a zip's place: "the server sent".
+    said_of: String,
     /// Its last bytes, as they came; at least so many as are looked through for its end.
     tail: Vec<u8>,
     lacks_bytes: Cell<bool>,
 }
 
 impl Zip {
+    /// One that is here already, to be read where it lies. Photos go to `folder`, which must exist.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn at(path: &Path, file: File, folder: &Path, wanted: &Wanted) -> Result<Self, Error> {
+        let found = file.metadata().map_err(Error::io("read", path))?;
+        Ok(Self {
+            bytes: found.len(),
+            wanted: wanted.clone(),
+            said_of: format!("{} is", path.display()),
+            ..Self::new(file, path, folder)
+        })
+    }
+
     fn new(file: File, path: &Path, folder: &Path) -> Self {
         Self {
             path: path.to_owned(),
@@ -135,6 +213,8 @@ impl Zip {
             forgotten: Vec::new(),
             opened: RefCell::default(),
             window: RefCell::default(),
+            wanted: Wanted::default(),
+            said_of: "the server sent".to_owned(),
             tail: Vec::new(),
             lacks_bytes: Cell::default(),
         }
@@ -164,11 +244,6 @@ impl Zip {
     /// For `map_err`, on reading.
     fn unreadable(&self, error: io::Error) -> Error {
         Error::io("read", &self.path)(error)
-    }
-
-    /// Where the photos are that have numbers.
-    pub fn folder(&self) -> &Path {
-        &self.folder
     }
 
     pub fn reader(&self) -> ZipReader<'_> {
@@ -327,7 +402,11 @@ fn extract_from(
     refuse_unreadable(&entries)?;
     refuse_bombs(&entries, limits)?;
     let data_starts = headers::check(zip, &entries, end.directory_start(), task)?;
-    let (mut extraction, photos) = choose(&entries);
+    let Choice {
+        mut extraction,
+        photos,
+        texts,
+    } = choose(&entries, &zip.wanted);
     let mut is_photo = vec![false; entries.len()];
     for index in &photos {
         is_photo[*index] = true;
@@ -357,14 +436,14 @@ fn extract_from(
             Some(_) => None,
             None => {
                 let path = is_photo[index].then(|| zip.photo_path(next_number));
-                let file = read_entry(zip, entry, data_starts[index], path.as_deref(), task)?;
                 next_number += 1;
-                match file.zip(path) {
-                    Some((file, path)) => {
-                        let look = image::look(file).map_err(Error::io("read", &path))?;
-                        Some((path, look))
-                    }
-                    None => None,
+                let data_start = data_starts[index];
+                if let Some(path) = path {
+                    let look = write_photo(zip, entry, data_start, &path, task)?;
+                    Some((path, look))
+                } else {
+                    read_entry(zip, entry, data_start, task, |_| Ok(()))?;
+                    None
                 }
             }
         };
@@ -383,7 +462,31 @@ fn extract_from(
             });
         }
     }
+    let mut entries: Vec<Option<Entry>> = entries.into_iter().map(Some).collect();
+    extraction.texts = (texts.into_iter())
+        .filter_map(|index| {
+            let (entry, data_start) = (entries[index].take()?, data_starts[index]);
+            Some(Text { entry, data_start })
+        })
+        .collect();
     Ok(extraction)
+}
+
+/// Writes a photo to a file at `path`; what keeps it from opening.
+fn write_photo(
+    zip: &Zip,
+    entry: &Entry,
+    data_start: u64,
+    path: &Path,
+    task: &Task<LogLine>,
+) -> Result<Look, Error> {
+    let mut options = File::options();
+    let file = options.read(true).write(true).create_new(true).open(path);
+    let mut file = file.map_err(disk::failed("write", path))?;
+    read_entry(zip, entry, data_start, task, |bytes| {
+        file.write_all(bytes).map_err(disk::failed("write", path))
+    })?;
+    image::look(file).map_err(Error::io("read", path))
 }
 
 fn damaged(entry_name: &str, reason: &str) -> Error {
@@ -448,17 +551,35 @@ fn refuse_bombs(entries: &[Entry], limits: &Limits) -> Result<(), Error> {
     Ok(())
 }
 
-/// What to say of the entries, and which are to be extracted, in their order.
-fn choose(entries: &[Entry]) -> (Extraction, Vec<usize>) {
+/// What to do with entries.
+#[derive(Default)]
+pub struct Choice {
+    /// With what is left out.
+    pub extraction: Extraction,
+    /// Those to be extracted, in their order.
+    pub photos: Vec<usize>,
+    /// Those that may be captions.
+    pub texts: Vec<usize>,
+}
+
+/// Which entries are wanted, and what to say of the others.
+pub fn choose(entries: &[Entry], wanted: &Wanted) -> Choice {
     let mut extraction = Extraction::default();
     // Of two entries of one name, the second overwrites the first.
     let mut photos: HashMap<&[u8], usize> = HashMap::new();
+    let mut texts: HashMap<&[u8], usize> = HashMap::new();
     for (index, entry) in entries.iter().enumerate() {
         let name = &entry.name;
         if name.ends_with('/') {
             continue;
         }
-        if !is_named_like_photo(name) || is_junk(name) {
+        let is_text = wanted.texts && stem_of(name, &[TEXT]).is_some();
+        let is_file = entry.kind != LINK && !(NO_FILE.contains(&entry.kind) && entry.bytes == 0);
+        if is_text && is_file && !is_junk(name) {
+            texts.insert(&entry.raw_name, index);
+            continue;
+        }
+        if !wanted.extensions.are_of_photo(name) || is_junk(name) {
             extraction.others.push(name.clone());
             continue;
         }
@@ -482,7 +603,13 @@ fn choose(entries: &[Entry]) -> (Extraction, Vec<usize>) {
         let name = entries[*index].name.as_str();
         (depth(name), name)
     });
-    (extraction, photos)
+    let mut texts: Vec<usize> = texts.into_values().collect();
+    texts.sort_by_key(|index| entries[*index].name.as_str());
+    Choice {
+        extraction,
+        photos,
+        texts,
+    }
 }
 
 const STORED: u16 = 0;
@@ -490,7 +617,7 @@ const LINK: u32 = 0o120_000;
 /// A pipe, devices, a socket and a folder. With content, one is a file that a writer took from there.
 const NO_FILE: [u32; 5] = [0o010_000, 0o020_000, 0o060_000, 0o140_000, FOLDER];
 
-/// Reads an entry to its end, and writes it to a file at `path`, if that is given.
+/// Reads an entry to its end, and hands over what is in it piece by piece.
 ///
 /// # Errors
 /// [`Error::BadZip`] where it has not the size or the checksum that it declares.
@@ -498,9 +625,9 @@ fn read_entry(
     zip: &Zip,
     entry: &Entry,
     data_start: u64,
-    path: Option<&Path>,
     task: &Task<LogLine>,
-) -> Result<Option<File>, Error> {
+    mut take: impl FnMut(&[u8]) -> Result<(), Error>,
+) -> Result<(), Error> {
     let damaged = |reason: String| damaged(&entry.name, &reason);
     let unreadable = |reason: String| damaged(format!("its data cannot be read: {reason}"));
     let read_up_to = Cell::new(data_start);
@@ -509,14 +636,6 @@ fn read_entry(
     let mut reader = compressed
         .decompressed(entry)
         .map_err(|error| unreadable(error.to_string()))?;
-    let mut file = match path {
-        Some(path) => {
-            let mut options = File::options();
-            let file = options.read(true).write(true).create_new(true).open(path);
-            Some((file.map_err(disk::failed("write", path))?, path))
-        }
-        None => None,
-    };
     let mut bytes = 0u64;
     let mut checksum = Crc::new();
     let mut buffer = vec![0; 64 << 10];
@@ -545,10 +664,7 @@ fn read_entry(
         };
         bytes += content.len() as u64;
         checksum.update(content);
-        if let Some((file, path)) = &mut file {
-            file.write_all(content)
-                .map_err(disk::failed("write", path))?;
-        }
+        take(content)?;
     }
     if bytes != entry.bytes {
         return Err(damaged(format!(
@@ -563,7 +679,7 @@ fn read_entry(
             entry.compressed_bytes
         )));
     }
-    Ok(file.map(|(file, _)| file))
+    Ok(())
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use super::DatasetLimits;
 use super::archive::{Arrival, Zip};
 use crate::error::Error;
 use crate::task::{LogLine, Task};
-pub use address::RedactedUrl;
+pub use address::{RedactedUrl, invalid};
 use encoding::undo_encodings;
 use failure::{Failure, Stop};
 use partial::{Partial, Version, continues, is_whole, text};

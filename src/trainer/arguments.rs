@@ -1,6 +1,7 @@
 //! What callers pass to the steps: taken as Python passes it, refused where it can never work.
 
 use std::convert::Infallible;
+use std::path::PathBuf;
 
 use pyo3::IntoPyObjectExt;
 use pyo3::prelude::*;
@@ -95,6 +96,29 @@ pub fn size(name: &str, value: &Bound<'_, PyAny>) -> PyResult<u64> {
         return Err(Error::InvalidValue(format!("{name}={size}: expected at least 1")).into());
     }
     Ok(size.extract().unwrap_or(u64::MAX))
+}
+
+/// A number of a kind that has its range elsewhere; more than fits is in none.
+pub fn number(name: &str, value: &Bound<'_, PyAny>) -> PyResult<i64> {
+    let number = integer(name, value)?;
+    let beyond = if number.lt(0)? { i64::MIN } else { i64::MAX };
+    Ok(number.extract().unwrap_or(beyond))
+}
+
+/// Photos: a URL, or the path of a zip or a folder.
+pub enum Photos {
+    Text(String),
+    Path(PathBuf),
+}
+
+impl Photos {
+    pub fn of(value: &Bound<'_, PyAny>) -> PyResult<Self> {
+        if value.is_instance_of::<PyString>() {
+            return text("images_zip_url", value).map(Self::Text);
+        }
+        let path = value.extract().map(Self::Path);
+        path.map_err(|_| wrong_type("images_zip_url", "a str or an os.PathLike[str]", value).into())
+    }
 }
 
 /// Whatever Python takes for an index, NumPy's integers too; not a bool, which is a slip.

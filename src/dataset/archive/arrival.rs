@@ -14,8 +14,8 @@ use flate2::{Crc, Decompress, FlushDecompress, Status};
 use super::content::Method;
 use super::directory::MOST_TAIL_BYTES;
 use super::headers::{self, LocalHeader, Next};
-use super::names::{Stems, base_name, decoded_name, is_junk, is_named_like_photo};
-use super::{Limits, STORED, Zip, is_bomb};
+use super::names::{Stems, base_name, decoded_name, is_junk};
+use super::{Limits, STORED, Wanted, Zip, is_bomb};
 use crate::dataset::image::{self, Header};
 use crate::disk;
 use crate::error::Error;
@@ -151,6 +151,13 @@ impl Arrival {
         })
     }
 
+    /// Has all else left in the zip.
+    #[must_use]
+    pub fn of(mut self, wanted: &Wanted) -> Self {
+        self.zip.wanted.clone_from(wanted);
+        self
+    }
+
     /// Has photos go to `images`, which must exist, under the names that they most probably get in the end, and tells of
     /// those that are there.
     pub fn naming(&mut self, images: &Path, listener: SyncSender<Vec<PathBuf>>) {
@@ -170,7 +177,7 @@ impl Arrival {
         let mut other = Self::create(path, &self.zip.folder, &self.limits, false)?;
         other.zip.images.clone_from(&self.zip.images);
         other.zip.forgotten.clone_from(&self.zip.forgotten);
-        Ok(other)
+        Ok(other.of(&self.zip.wanted))
     }
 
     /// # Errors
@@ -357,8 +364,9 @@ impl Arrival {
             return Ok(State::Lost);
         }
         let name = decoded_name(&header.raw_name, header.flags);
-        let is_photo =
-            is_named_like_photo(&name) && !is_junk(&name) && !base_name(&name).starts_with('.');
+        let is_photo = self.zip.wanted.extensions.are_of_photo(&name)
+            && !is_junk(&name)
+            && !base_name(&name).starts_with('.');
         if is_photo && !is_stored && !self.has_room(most_bytes, bytes_to_come)? {
             return Ok(State::Lost);
         }

@@ -18,7 +18,7 @@ pub enum Fault {
 /// # Errors
 /// [`Error::Io`], where it cannot be read.
 pub fn not_a_zip(zip: &Zip, content_type: Option<&str>, fault: &Fault) -> Result<Error, Error> {
-    let length = zip.bytes;
+    let (length, said_of) = (zip.bytes, &zip.said_of);
     let mut head = Vec::new();
     let mut reader = zip.reader();
     for bytes in [2, 1022] {
@@ -33,21 +33,21 @@ pub fn not_a_zip(zip: &Zip, content_type: Option<&str>, fault: &Fault) -> Result
         .to_lowercase();
     let is = |magic: &[u8]| head.starts_with(magic);
     let what = if head.is_empty() {
-        "the server sent an empty file".to_owned()
+        format!("{said_of} an empty file")
     } else if is(b"PK") {
         match fault {
             Fault::Damaged(reason) => format!(
-                "the server sent a zip that is cut short or damaged: make it, or upload it, again ({kind}{length} bytes: \
+                "{said_of} a zip that is cut short or damaged: make it, or upload it, again ({kind}{length} bytes: \
                  {reason})"
             ),
             Fault::OneOfSeveralParts => format!(
-                "the server sent a zip in several parts: make it one file ({kind}{length} bytes, which say to be the last \
+                "{said_of} a zip in several parts: make it one file ({kind}{length} bytes, which say to be the last \
                  part)"
             ),
         }
     } else if web_page::begins(&head) {
         format!(
-            "the server sent a web page, {kind}{}: use the direct link to the file",
+            "{said_of} a web page, {kind}{}: use the direct link to the file",
             rounded(length)
         )
     } else {
@@ -82,7 +82,7 @@ pub fn not_a_zip(zip: &Zip, content_type: Option<&str>, fault: &Fault) -> Result
             None => "something else",
         };
         format!(
-            "the server sent {name} where a zip was expected ({kind}{length} bytes): pack the photos as .zip"
+            "{said_of} {name} where a zip was expected ({kind}{length} bytes): pack the photos as .zip"
         )
     };
     Ok(Error::BadZip(format!("File is not a zip file: {what}")))

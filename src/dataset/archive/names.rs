@@ -1,6 +1,7 @@
 //! The names of entries: how they read, what they tell, and what photos are called in the dataset.
 
 use std::collections::{HashMap, HashSet, hash_map};
+use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 
 use icu_normalizer::ComposingNormalizerBorrowed;
@@ -46,11 +47,73 @@ pub fn depth(entry_name: &str) -> usize {
     entry_name.matches(['/', '\\']).count()
 }
 
-pub fn is_named_like_photo(entry_name: &str) -> bool {
-    let name = entry_name.to_lowercase();
-    [".jpg", ".jpeg"]
-        .iter()
-        .any(|extension| name.ends_with(extension))
+/// What Musubi Tuner reads, in lower case and without dots.
+pub const EXTENSIONS: [&str; 6] = ["jpg", "jpeg", "png", "webp", "bmp", "avif"];
+
+/// The files that are taken for photos: those with one of these extensions, in any case.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Extensions(Vec<&'static str>);
+
+impl Default for Extensions {
+    fn default() -> Self {
+        Self(vec!["jpg", "jpeg"])
+    }
+}
+
+impl Extensions {
+    /// # Errors
+    /// The first that Musubi Tuner does not read.
+    pub fn of<'a>(extensions: impl IntoIterator<Item = &'a str>) -> Result<Self, &'a str> {
+        let known = |extension: &'a str| {
+            let known = EXTENSIONS.into_iter().find(|known| *known == extension);
+            known.ok_or(extension)
+        };
+        extensions
+            .into_iter()
+            .map(known)
+            .collect::<Result<_, _>>()
+            .map(Self)
+    }
+
+    pub fn are_of_photo(&self, entry_name: &str) -> bool {
+        let name = entry_name.to_lowercase();
+        let ends = |extension: &&str| {
+            let stem = name.strip_suffix(extension);
+            stem.is_some_and(|stem| stem.ends_with('.'))
+        };
+        self.0.iter().any(ends)
+    }
+
+    /// Those that could be taken as well.
+    pub fn others(&self) -> impl Iterator<Item = &'static str> {
+        let others = EXTENSIONS.into_iter();
+        others.filter(|extension| !self.0.contains(extension))
+    }
+}
+
+/// ".jpg and .jpeg"
+impl fmt::Display for Extensions {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&dotted(self.0.iter().copied()))
+    }
+}
+
+/// ".jpg, .jpeg and .png"
+pub fn dotted<'a>(extensions: impl Iterator<Item = &'a str>) -> String {
+    let dotted: Vec<String> = extensions
+        .map(|extension| format!(".{extension}"))
+        .collect();
+    match dotted.split_last() {
+        Some((last, others)) if !others.is_empty() => format!("{} and {last}", others.join(", ")),
+        _ => dotted.concat(),
+    }
+}
+
+/// A name without its extension, if it has one of these, in any case.
+pub fn stem_of<'a>(entry_name: &'a str, extensions: &[&str]) -> Option<&'a str> {
+    let (stem, extension) = entry_name.rsplit_once('.')?;
+    let is_one = |one: &&str| one.eq_ignore_ascii_case(extension);
+    extensions.iter().any(is_one).then_some(stem)
 }
 
 /// What macOS and Windows put beside photos.
@@ -275,7 +338,7 @@ mod tests {
 
         /// Of entries that are taken for photos.
         fn is_taken(name: &str) -> bool {
-            is_named_like_photo(name) && !base_name(name).starts_with('.')
+            Extensions::default().are_of_photo(name) && !base_name(name).starts_with('.')
         }
 
         fn holds(entry_names: &[&str]) -> Result<(), TestCaseError> {

@@ -18,11 +18,6 @@ impl RedactedUrl {
     /// # Errors
     /// [`Error::InvalidUrl`] for what is no `http://` or `https://` URL.
     pub fn parse(text: &str) -> Result<Self, Error> {
-        let invalid = |found: &str| {
-            Error::InvalidUrl(format!(
-                "images_zip_url must be the http:// or https:// address of a zip of photos, but {found}"
-            ))
-        };
         let url = Url::parse(text).map_err(|error| match error {
             _ if text.trim().is_empty() => invalid("it is empty"),
             // "example.com/photos.zip", "/photos.zip"
@@ -63,6 +58,14 @@ impl RedactedUrl {
     pub fn host(&self) -> String {
         host_of(&self.url)
     }
+}
+
+/// What is no address, and no path either.
+pub fn invalid(found: &str) -> Error {
+    Error::InvalidUrl(format!(
+        "images_zip_url must be the http:// or https:// address of a zip of photos, or the path or file:// URL of a zip \
+         or folder that is here, but {found}"
+    ))
 }
 
 /// With its port where one was given.
