@@ -151,20 +151,34 @@ impl MusubiTuner {
             .iter()
             .map(|word| word.to_string_lossy().into_owned())
             .collect();
-        let Some(objection) = self
+        let objection = self
             .parser(script)
             .and_then(|parser| parser.objection(&words))
-        else {
+            .or_else(|| self.lacks_module(&words));
+        let Some(objection) = objection else {
             return Ok(());
         };
-        let version = self.version();
         Err(Error::InvalidValue(format!(
-            "the {} of the Musubi Tuner in {} (version {}) {objection} which the options say. Leave it out of the options, \
-             or use a Musubi Tuner that takes it.",
+            "{} of the Musubi Tuner in {} (version {}) {objection}, which TrainingOptions ask for. Change them, or use a \
+             Musubi Tuner that takes it.",
             script.name(),
             self.folder.display(),
-            version.as_deref().unwrap_or("unknown"),
+            self.version().as_deref().unwrap_or("unknown"),
         )))
+    }
+
+    /// The network module, if it is to be one of the clone's own that is not there.
+    fn lacks_module(&self, words: &[String]) -> Option<String> {
+        let place = words.iter().position(|word| word == "--network_module")?;
+        let name = words.get(place + 1)?;
+        let module = name.strip_prefix("musubi_tuner.").unwrap_or(name);
+        let networks = self.package().join("networks");
+        let file = networks.join(format!(
+            "{}.py",
+            module.strip_prefix("networks.")?.replace('.', "/")
+        ));
+        (networks.join("lora_zimage.py").exists() && !file.exists())
+            .then(|| format!("has no network module {name}"))
     }
 
     fn parser(&self, script: Script) -> Option<Parser> {

@@ -141,7 +141,8 @@ impl Parser {
                 return Some(format!("has no {name}"));
             };
             if let Some(objection) = flag.objection(&values) {
-                return Some(format!("takes {objection} for {name}"));
+                let (taken, found) = objection;
+                return Some(format!("takes {taken} for {name}, not {found}"));
             }
         }
         None
@@ -149,31 +150,31 @@ impl Parser {
 }
 
 impl Flag {
-    fn objection(&self, values: &[&str]) -> Option<String> {
-        match (self.takes?, values) {
-            (Takes::Nothing, [value, ..]) => {
-                return Some(format!("no value, and so not {value:?},"));
+    /// What it takes, and what it is given in its place.
+    fn objection(&self, values: &[&str]) -> Option<(String, String)> {
+        let count = values.len();
+        match self.takes? {
+            Takes::Nothing if count > 0 => {
+                return Some(("no value".to_owned(), format!("{:?}", values[0])));
             }
-            (Takes::One, []) => return Some("one value, which is missing,".to_owned()),
-            (Takes::One, [_, more, ..]) => {
-                return Some(format!("one value, and so not {more:?} as well,"));
+            Takes::One if count != 1 => {
+                return Some(("one value".to_owned(), count.to_string()));
             }
             _ => {}
         }
-        let is_refused = |value: &&&str| match self.kind {
-            Some(Kind::Integer) => value.replace('_', "").parse::<i64>().is_err(),
-            Some(Kind::Number) => value.replace('_', "").parse::<f64>().is_err(),
-            None => {
-                !self.choices.is_empty() && !self.choices.iter().any(|choice| choice == **value)
-            }
+        // As Python reads them, which takes `1_000`.
+        let is_taken = |value: &str| match self.kind {
+            Some(Kind::Integer) => value.replace('_', "").parse::<i64>().is_ok(),
+            Some(Kind::Number) => value.replace('_', "").parse::<f64>().is_ok(),
+            None => self.choices.is_empty() || self.choices.iter().any(|choice| choice == value),
         };
-        let value = values.iter().find(is_refused)?;
+        let value = values.iter().find(|value| !is_taken(value))?;
         let taken = match self.kind {
             Some(Kind::Integer) => "an int".to_owned(),
             Some(Kind::Number) => "a number".to_owned(),
             None => format!("one of {}", self.choices.join(", ")),
         };
-        Some(format!("{taken}, not {value:?},"))
+        Some((taken, format!("{value:?}")))
     }
 }
 
@@ -440,22 +441,13 @@ def setup_parser_common():
             ("--unused 1", "has no --unused"),
             ("--in_a_string 1", "has no --in_a_string"),
             ("--rate 1 --mod a", "has no --mod"),
-            ("--mode c", "takes one of a, b, c, not \"c\", for --mode"),
-            ("--count 1.5", "takes an int, not \"1.5\", for --count"),
-            ("--rate fast", "takes a number, not \"fast\", for --rate"),
-            ("--rate", "takes one value, which is missing, for --rate"),
-            (
-                "--rate 1 2",
-                "takes one value, and so not \"2\" as well, for --rate",
-            ),
-            (
-                "--switch on",
-                "takes no value, and so not \"on\", for --switch",
-            ),
-            (
-                "--switch=on",
-                "takes no value, and so not \"on\", for --switch",
-            ),
+            ("--mode c", "takes one of a, b, c for --mode, not \"c\""),
+            ("--count 1.5", "takes an int for --count, not \"1.5\""),
+            ("--rate fast", "takes a number for --rate, not \"fast\""),
+            ("--rate", "takes one value for --rate, not 0"),
+            ("--rate 1 2", "takes one value for --rate, not 2"),
+            ("--switch on", "takes no value for --switch, not \"on\""),
+            ("--switch=on", "takes no value for --switch, not \"on\""),
         ] {
             assert_eq!(objection(&parser, words).as_deref(), Some(part), "{words}");
         }
