@@ -62,6 +62,7 @@ real: tools
 	@test -f "$(MUSUBI_TUNER_DIR)/zimage_train_network.py" -a -d "$(MUSUBI_TUNER_DIR)/src/musubi_tuner" || { echo "make real: $(MUSUBI_TUNER_DIR) is no clone of Musubi Tuner: zimage_train_network.py or src/musubi_tuner is missing"; exit 1; }
 	@$(MAKE) --no-print-directory $(REAL_VENV)/ready
 	$(REAL_VENV)/bin/python real/compare.py "$(MUSUBI_TUNER_DIR)" . target/real
+	PYTHONPATH=target/real/library-ours $(REAL_VENV)/bin/python real/options.py "$(MUSUBI_TUNER_DIR)" target/real
 	PYTHONPATH=target/real/library-ours $(REAL_VENV)/bin/python real/success.py "$(MUSUBI_TUNER_DIR)" target/real
 	PYTHONPATH=target/real/library-ours $(REAL_VENV)/bin/python real/convert.py "$(MUSUBI_TUNER_DIR)" target/real
 

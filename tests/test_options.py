@@ -259,7 +259,16 @@ ROWS: dict[str, Row] = {
                 [f"--{name}", "x"]
                 for name in (
                     *("dit", "vae", "text_encoder", "base_weights", "dataset_config", "output_dir", "output_name"),
-                    *("max_train_steps", "seed", "sdpa", "sage_attn", "show_timesteps", "learning_rate", "resume"),
+                    *(
+                        "max_train_steps",
+                        "seed",
+                        "sdpa",
+                        "sage_attn",
+                        "help",
+                        "show_timesteps",
+                        "learning_rate",
+                        "resume",
+                    ),
                     *("wandb_api_key", "huggingface_token", "resume_from_huggingface"),
                     # What argparse would take for one of them.
                     *("learning_rat", "see", "dataset-config"),

@@ -395,6 +395,7 @@ class TrainingOptions(_CommandLine):
         "max_train_steps": "it is an argument of train()",
         "seed": "it is an argument of train()",
         "sage_attn": "attention says it, and Musubi Tuner does not train with SageAttention",
+        "help": "it trains nothing",
         "show_timesteps": "it shows them and trains nothing",
         "wandb_api_key": "the log would show it; set WANDB_API_KEY in the environment",
         "huggingface_token": "the log would show it; set HF_TOKEN in the environment",
@@ -759,6 +760,7 @@ class LaunchOptions(_CommandLine):
     _said_elsewhere: ClassVar = {
         "mixed_precision": "it is a field of TrainingOptions",
         "multi_gpu": "num_processes of at least 2 says it",
+        "help": "it trains nothing",
         "module": "what is launched is Musubi Tuner's script",
         "no_python": "what is launched is Musubi Tuner's script",
     }
