@@ -50,29 +50,41 @@ pub fn is_launch(argv: &[OsString]) -> bool {
 /// Whether this runs accelerate's launcher for the single process that it starts where it is told nothing else.
 #[must_use]
 pub fn launches_one_process(argv: &[OsString]) -> bool {
-    const OF_SEVERAL: [&str; 9] = [
+    is_launch(argv) && is_for_one_process(&argv[3..])
+}
+
+/// Whether these words tell accelerate's launcher nothing of GPUs, of more processes than one, or of machines.
+#[must_use]
+pub fn is_for_one_process(words: &[OsString]) -> bool {
+    const OF_SEVERAL: [&str; 7] = [
         "config_file",
         "gpu_ids",
         "machine_rank",
         "main_process_ip",
         "main_process_port",
         "multi_gpu",
-        "num_machines",
-        "num_processes",
         "use_",
     ];
-    // The launcher takes its flags with '-' and with '_'.
-    let mut flags = argv
+    let of_launcher: Vec<String> = words
         .iter()
-        .skip(3)
         .take_while(|word| {
             Path::new(word)
                 .extension()
                 .is_none_or(|ending| ending != "py")
         })
+        // It takes its flags with '-' and with '_'.
         .map(|word| word.to_string_lossy().replace('-', "_"))
-        .filter_map(|word| word.strip_prefix("__").map(str::to_owned));
-    is_launch(argv) && !flags.any(|flag| OF_SEVERAL.iter().any(|name| flag.starts_with(name)))
+        .collect();
+    !of_launcher.iter().enumerate().any(|(place, word)| {
+        let Some(flag) = word.strip_prefix("__") else {
+            return false;
+        };
+        let is_one = of_launcher.get(place + 1).is_some_and(|next| next == "1");
+        OF_SEVERAL.iter().any(|name| flag.starts_with(name))
+            || (["num_processes", "num_machines"].contains(&flag) && !is_one)
+            || flag.starts_with("num_processes=")
+            || flag.starts_with("num_machines=")
+    })
 }
 
 /// The command that runs accelerate's launcher, and the script of its one process in the launcher's own: to the same
@@ -280,4 +292,37 @@ pub fn environment(
         environment.push(("PYTHONPATH".into(), led));
     }
     Ok(environment)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_launcher_that_is_told_of_more_than_one_process_is_known() {
+        for (words, expected) in [
+            (
+                "--num_cpu_threads_per_process 1 --mixed_precision bf16 /m/train.py --num_processes 2",
+                true,
+            ),
+            ("--num_processes 1 --num-machines 1 /m/train.py", true),
+            ("--quiet --dynamo_backend no /m/train.py", true),
+            ("--num_processes 2 /m/train.py", false),
+            ("--num-processes=2 /m/train.py", false),
+            ("--num_machines 2 /m/train.py", false),
+            ("--multi_gpu /m/train.py", false),
+            ("--multi-gpu /m/train.py", false),
+            ("--gpu_ids 1 /m/train.py", false),
+            ("--config_file c.yaml /m/train.py", false),
+            ("--use_deepspeed /m/train.py", false),
+        ] {
+            let argv: Vec<OsString> = ["python", "-m", LAUNCHER]
+                .into_iter()
+                .chain(words.split(' '))
+                .map(Into::into)
+                .collect();
+            assert_eq!(launches_one_process(&argv), expected, "{words}");
+            assert!(!launches_one_process(&argv[2..]), "{words}");
+        }
+    }
 }

@@ -906,6 +906,10 @@ fn warm_up(slf: &Bound<'_, PyAny>, run: &Run, use_pre_cache: bool) -> PyResult<O
                 log.info((
                     "[pipeline] no warm start for the training: this accelerate's launcher is not one that is known",
                 ))?;
+            } else if trains && !interpreter::is_for_one_process(&options::launch_words(slf)?) {
+                log.info((
+                    "[pipeline] no warm start for the training: its launcher is told of GPUs, processes or machines",
+                ))?;
             }
             Ok(Some(run.warm_up(interpreter)))
         }

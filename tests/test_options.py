@@ -794,6 +794,9 @@ def test_a_launcher_of_several_processes_is_run_as_written(
     assert said.startswith(f"[train] accelerate: {'launch.py' if as_written else 'step_interpreter.py'} [")
     assert ("'--multi_gpu', '--num_processes', '2'" in said) == as_written
     assert [call["step"] for call in ran.calls].count(TRAIN) == 1
+    assert bool(ran.logged("no warm start for the training: its launcher is told of")) == (
+        scenario is on_two_from_a_warm_interpreter
+    )
 
 
 # ---- What the clone at hand takes -------------------------------------------------------------------------------
