@@ -529,7 +529,7 @@ def holds(case: Kept | Refused, outcome: dict[str, Any]) -> None:
     stems = {os.path.splitext(name)[0]: name for name in case.images}
     inside = {name for name in files if name.startswith("in/training/images/")}
     assert {name.rpartition("/")[2] for name in inside} == {*stems.values(), *(stem + ".txt" for stem in stems)}
-    assert set(files) == inside | {"in/training/dataset.toml"}
+    assert set(files) == inside | {"in/training/dataset.toml", "in/training/photos.json"}
     assert "link" not in files.values()
     said = [line for _, line in outcome["log"]]
     for words in case.says:

@@ -977,7 +977,7 @@ def test_a_dummy_among_photos_is_left_out_with_a_warning(
 
 
 def test_photos_are_kept_to_the_byte(workspace: Workspace) -> None:
-    photo = jpeg(640, 480, "mine", orientation=6)
+    photo = jpeg(640, 480, "mine", orientation=1)
     workspace.serve(make_zip(("a.jpg", photo)))
     assert prepare(workspace) == ["a.jpg"]
     assert (workspace.images / "a.jpg").read_bytes() == photo
@@ -986,7 +986,7 @@ def test_photos_are_kept_to_the_byte(workspace: Workspace) -> None:
 def test_nothing_is_left_beside_the_dataset(workspace: Workspace) -> None:
     prepare(workspace)
     prepare(workspace)
-    assert {path.name for path in workspace.training.iterdir()} == {"dataset.toml", "images", "cache"}
+    assert {path.name for path in workspace.training.iterdir()} == {"dataset.toml", "photos.json", "images", "cache"}
     assert sorted(
         path.name for path in workspace.root.iterdir() if path.name.startswith(("training", ".training"))
     ) == ["training"]

@@ -2,6 +2,7 @@
 
 import errno
 import itertools
+import json
 import re
 import shlex
 import shutil
@@ -28,6 +29,15 @@ Tree = dict[str, Any]
 
 TOML = '[[datasets]]\nimage_directory = "new"\n'
 ZIP = make_zip("a.jpg", "sub/", "sub/a.jpg", "sub/deep/B.JPEG", "read.me", ("cut.jpg", jpeg()[:40]))
+
+
+def record(*photos: tuple[str, str, list[str]]) -> bytes:
+    as_found = {"width": 64, "height": 48, "caption_from": "trigger", "warnings": []}
+    records = [{**as_found, "file": file, "from": name, "done": done} for file, name, done in photos]
+    lines = [json.dumps(record, separators=(",", ":"), sort_keys=True) for record in records]
+    return ('{"photos": [\n' + ",\n".join(lines) + "\n]}\n").encode()
+
+
 NEW: Tree = {
     "images/": None,
     "images/a.jpg": jpeg(comment="a.jpg"),
@@ -37,9 +47,12 @@ NEW: Tree = {
     "images/B.JPEG": jpeg(comment="sub/deep/B.JPEG"),
     "images/B.txt": b"new word",
     "cache/": None,
+    "photos.json": record(
+        ("a.jpg", "a.jpg", []), ("a_2.jpg", "sub/a.jpg", ["renamed from a.jpg"]), ("B.JPEG", "sub/deep/B.JPEG", [])
+    ),
     "dataset.toml": TOML.encode(),
 }
-PARTS = ("images", "cache", "dataset.toml")
+PARTS = ("images", "cache", "photos.json", "dataset.toml")
 
 
 def tree(folder: Path) -> Tree:

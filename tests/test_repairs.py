@@ -574,7 +574,11 @@ def test_an_old_dataset_is_replaced_whole(bench: Bench) -> None:
     workspace.old_dataset()
     run = workspace.run(OURS, prepare)
     every_image_has_its_own_caption(run, "a.jpg", "b.jpeg", "c.jpg")
-    assert {name for name in run.files if "images" not in name} == {"training/cache/", "training/dataset.toml"}
+    assert {name for name in run.files if "images" not in name} == {
+        "training/cache/",
+        "training/dataset.toml",
+        "training/photos.json",
+    }
 
 
 @pytest.mark.parametrize("converts", [True, False])
