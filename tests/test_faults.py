@@ -602,3 +602,28 @@ def test_a_training_folder_that_is_a_file_is_named(ours: Faults) -> None:
     assert "NotADirectoryError" in outcome.error["bases"]
     assert str(place / "training") in outcome.error["message"]
     assert tree(place) == {"training": b"a file"}
+
+
+def test_a_photo_is_put_right_or_the_old_dataset_stays(ours: Faults) -> None:
+    url = ours.server.on("/lying.zip", make_zip(("lying.jpg", jpeg(orientation=6)), "a.jpg"))
+    place = ours.place()
+    steps = ours.prepare(place, url=url).ok().steps
+    new = dataset_of(tree(place / "training"))
+    assert new["images/lying.jpg"] not in (b"", jpeg(orientation=6))
+    first = next(number for number, step in enumerate(steps, 1) if "/right0" in step)
+    last = next(number for number, step in enumerate(steps, 1) if "/.dataset-ready" in step)
+    ends = [end for end in kills(steps) if first <= end.step < last]
+    assert any(end.kind == CUT for end in ends)
+    ends += [Fault(FAIL, end.step, errno.ENOSPC) for end in ends if end.kind == KILL]
+
+    def check(end: Fault) -> None:
+        place = ours.place()
+        old = dataset_of(tree(place / "training"))
+        outcome = ours.prepare(place, end, url)
+        assert outcome.was_killed == (end.kind != FAIL)
+        assert outcome.was_killed or outcome.error is not None
+        assert is_of_one(tree(place / "training"), old, new)
+        ours.prepare(place, url=url).ok()
+        assert tree(place / "training") == new
+
+    ours.hosts.each(check, ends)
