@@ -470,6 +470,82 @@ mod tests {
     }
 
     #[test]
+    fn the_header_tells_what_a_photo_needs() {
+        let changed = |mut content: Vec<u8>, at: usize, byte: u8| {
+            content[at] = byte;
+            content
+        };
+        let components = jpeg(64, 48).windows(2).position(|at| at == b"\xff\xc0");
+        let components = components.unwrap() + 9;
+        let mut transparent = png(64, 48);
+        transparent.splice(33..33, *b"\0\0\0\x02tRNS\0\x01crc.");
+        let webp = |flags: u8| {
+            let head = b"RIFF\x34\0\0\0WEBPVP8X\x0a\0\0\0";
+            let size = [flags, 0, 0, 0, 63, 0, 0, 47, 0, 0];
+            let exif = b"EXIF\x16\0\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0";
+            [head.as_slice(), &size, exif].concat()
+        };
+        let of = |format| Header {
+            format,
+            width: 64,
+            height: 48,
+            ..Header::default()
+        };
+        let (jpeg_header, png_header, webp_header) =
+            (of(Format::Jpeg), of(Format::Png), of(Format::Webp));
+        for (name, content, header) in [
+            ("JPEG", jpeg(64, 48), jpeg_header),
+            (
+                "CMYK",
+                changed(jpeg(64, 48), components, 4),
+                Header {
+                    is_cmyk: true,
+                    ..jpeg_header
+                },
+            ),
+            ("PNG", png(64, 48), png_header),
+            (
+                "PNG of 16 bits",
+                changed(png(64, 48), 24, 16),
+                Header {
+                    is_deep: true,
+                    ..png_header
+                },
+            ),
+            (
+                "RGBA",
+                changed(png(64, 48), 25, 6),
+                Header {
+                    has_alpha: true,
+                    ..png_header
+                },
+            ),
+            (
+                "one transparent colour",
+                transparent,
+                Header {
+                    has_alpha: true,
+                    ..png_header
+                },
+            ),
+            ("WebP", webp(0), webp_header),
+            (
+                "WebP with both",
+                webp(0x18),
+                Header {
+                    has_alpha: true,
+                    orientation: 6,
+                    ..webp_header
+                },
+            ),
+            ("a stand-in", b"fake".to_vec(), Header::default()),
+        ] {
+            let found = look(Cursor::new(content.as_slice())).unwrap();
+            assert_eq!(found.header, header, "{name}: {:?}", found.fault);
+        }
+    }
+
+    #[test]
     fn what_cannot_open_says_why() {
         let whole = jpeg(64, 48);
         let thumbnail_only = [

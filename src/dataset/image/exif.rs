@@ -83,3 +83,88 @@ fn orientation_in(photo: &impl Photo, start: u64, end: u64) -> io::Result<u8> {
     }
     Ok(0)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A directory at `offset`, of some other entry and the orientation.
+    fn tiff(is_little: bool, offset: u32, kind: u16, value: u32) -> Vec<u8> {
+        let short = |value: u16| {
+            if is_little {
+                value.to_le_bytes()
+            } else {
+                value.to_be_bytes()
+            }
+        };
+        let long = |value: u32| {
+            if is_little {
+                value.to_le_bytes()
+            } else {
+                value.to_be_bytes()
+            }
+        };
+        let value = match kind {
+            1 => [u8::try_from(value).unwrap(), 0, 0, 0],
+            3 => {
+                let [a, b] = short(u16::try_from(value).unwrap());
+                [a, b, 0, 0]
+            }
+            _ => long(value),
+        };
+        let mut bytes = if is_little {
+            b"II*\0".to_vec()
+        } else {
+            b"MM\0*".to_vec()
+        };
+        bytes.extend(long(offset));
+        bytes.resize(usize::try_from(offset).unwrap(), 0xff);
+        bytes.extend(short(2));
+        bytes.extend([short(0x010f), short(2)].concat());
+        bytes.extend([long(4), long(0)].concat());
+        bytes.extend([short(ORIENTATION), short(kind)].concat());
+        bytes.extend(long(1));
+        bytes.extend(value);
+        bytes
+    }
+
+    fn found(before: &[u8], data: &[u8]) -> u8 {
+        let content = [before, data, b"what follows"].concat();
+        let start = before.len() as u64;
+        let end = start + data.len() as u64;
+        orientation(&Cursor::new(content.as_slice()), start, end).unwrap()
+    }
+
+    #[test]
+    fn the_orientation_is_found_in_both_orders_and_all_kinds_of_numbers() {
+        for is_little in [true, false] {
+            for (offset, kind, value) in [(8, 3, 6), (8, 4, 6), (8, 1, 6), (400, 3, 8)] {
+                let data = tiff(is_little, offset, kind, value);
+                let wanted = u8::try_from(value).unwrap();
+                assert_eq!(found(b"", &data), wanted, "{is_little} {offset} {kind}");
+                let prefixed = [b"Exif\0\0".as_slice(), &data].concat();
+                assert_eq!(found(b"before", &prefixed), wanted);
+                // What lies behind the data is not theirs.
+                assert_eq!(found(b"", &data[..data.len() - 1]), 0);
+            }
+            for value in [0, 9, 65535] {
+                assert_eq!(found(b"", &tiff(is_little, 8, 3, value)), 0);
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_data_are_read(data in prop::collection::vec(any::<u8>(), 0..200), is_little: bool, at in 0_u32..300) {
+            let head = tiff(is_little, 8, 3, 6);
+            let with_offset = [&head[..4], &at.to_le_bytes(), &data].concat();
+            for data in [&data, &[&head[..8], &data].concat(), &with_offset] {
+                prop_assert!(found(b"", data) <= 8);
+            }
+        }
+    }
+}
