@@ -47,6 +47,9 @@ pub fn decoded(bytes: &[u8]) -> Result<(String, Encoding), &'static str> {
     if text.contains('\0') {
         return Err("it has NUL characters: save it as UTF-8");
     }
+    // What editors leave in texts, a vertical tab say, is no part of a caption.
+    let is_stray = |char: char| char.is_ascii_control() && !matches!(char, '\t' | '\n' | '\r');
+    let text = text.replace(is_stray, " ");
     match text.trim() {
         "" => Err("it is empty"),
         text => Ok((text.to_owned(), encoding)),
