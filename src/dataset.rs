@@ -1448,6 +1448,60 @@ mod tests {
     }
 
     #[test]
+    fn a_survey_tells_what_a_dataset_would_be_made_of_and_changes_nothing() {
+        let here = tempfile::tempdir().unwrap();
+        let files = [
+            ("a.jpg", jpeg(64, 48)),
+            ("a.txt", b"own".to_vec()),
+            ("b.png", png(8, 8)),
+            ("b.TXT", b"own".to_vec()),
+            ("c.jpg", b"fake".to_vec()),
+            ("readme.txt", vec![]),
+            (".hidden.jpg", vec![]),
+        ];
+        let folder = here.path().join("photos");
+        fs::create_dir(&folder).unwrap();
+        for (name, content) in &files {
+            fs::write(folder.join(name), content).unwrap();
+        }
+        let zip = here.path().join("photos.zip");
+        fs::write(&zip, zip_of(files)).unwrap();
+        let before = tree(here.path());
+        let look = |path: &Path, options: &Options, limits: &DatasetLimits| {
+            survey(Photos::Path(path), options, limits, &Cancel::default())
+        };
+        let all = Options {
+            extensions: Extensions::of(EXTENSIONS).unwrap(),
+            ..Options::default()
+        };
+        for path in [&folder, &zip] {
+            for (options, photos, captioned, others) in
+                [(&Options::default(), 2, 1, 3), (&all, 3, 2, 1)]
+            {
+                let found = look(path, options, &DatasetLimits::default())
+                    .unwrap()
+                    .unwrap();
+                assert_eq!(
+                    (found.photos, found.captioned, found.others),
+                    (photos, captioned, others),
+                    "{path:?}"
+                );
+                assert_eq!(found.left_out.len(), 1);
+            }
+            let few = DatasetLimits {
+                entries: 3,
+                ..DatasetLimits::default()
+            };
+            look(path, &all, &few).unwrap_err();
+        }
+        look(&here.path().join("gone"), &all, &DatasetLimits::default()).unwrap_err();
+        let url = Photos::Text("http://host/a.zip");
+        let found = survey(url, &all, &DatasetLimits::default(), &Cancel::default());
+        assert_eq!(found.unwrap(), None);
+        assert_eq!(tree(here.path()), before);
+    }
+
+    #[test]
     fn an_empty_dataset_says_what_was_there() {
         let folder = tempfile::tempdir().unwrap();
         let zip = zip_of([(".hidden.jpg", jpeg(64, 48)), ("in/b.png", png(1, 1))]);

@@ -600,8 +600,8 @@ pub fn choose(entries: &[Entry], wanted: &Wanted) -> Choice {
     let mut photos: Vec<usize> = photos.into_values().collect();
     // The same photos get the same names, however the zip was put together.
     photos.sort_by_key(|index| {
-        let name = entries[*index].name.as_str();
-        (depth(name), name)
+        let Entry { name, raw_name, .. } = &entries[*index];
+        (depth(name), name, raw_name)
     });
     let mut texts: Vec<usize> = texts.into_values().collect();
     texts.sort_by_key(|index| entries[*index].name.as_str());

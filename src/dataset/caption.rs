@@ -240,4 +240,58 @@ mod tests {
             );
         }
     }
+
+    mod properties {
+        use proptest::prelude::*;
+
+        use super::*;
+
+        fn text() -> impl Strategy<Value = String> {
+            prop_oneof![
+                any::<String>(),
+                "[sSkK é\u{301}日,.\\[\\]_]{0,12}",
+                "(sks|\\[trigger\\]|asks|[ ,\u{301}日_]){0,5}",
+            ]
+        }
+
+        proptest! {
+            #[test]
+            fn any_bytes_are_a_text_or_say_why(bytes in prop::collection::vec(any::<u8>(), 0..60)) {
+                match decoded(&bytes) {
+                    Ok((text, _)) => {
+                        prop_assert!(!text.is_empty() && text.trim() == text);
+                        let is_stray = |char: char| char.is_ascii_control() && !char.is_ascii_whitespace();
+                        prop_assert!(!text.contains(is_stray));
+                        prop_assert_eq!(decoded(text.as_bytes()), Ok((text, Encoding::Certain)));
+                    }
+                    Err(why) => prop_assert!(!why.is_empty()),
+                }
+            }
+
+            #[test]
+            fn a_text_is_the_same_in_every_encoding_that_says_what_it_is(text in text()) {
+                let words = |to_bytes: fn(u16) -> [u8; 2]| -> Vec<u8> {
+                    "\u{feff}".encode_utf16().chain(text.encode_utf16()).flat_map(to_bytes).collect()
+                };
+                let utf_8 = decoded(text.as_bytes());
+                let marked = decoded(&["\u{feff}", &text].concat().into_bytes());
+                // A text of UTF-8 that begins with a mark of its own has two then.
+                if !text.starts_with('\u{feff}') {
+                    prop_assert_eq!(&marked, &utf_8);
+                }
+                prop_assert_eq!(&decoded(&words(u16::to_le_bytes)), &marked);
+                prop_assert_eq!(&decoded(&words(u16::to_be_bytes)), &marked);
+            }
+
+            #[test]
+            fn a_caption_has_the_word_and_getting_it_again_changes_nothing(text in text(), word in "[sSkK é日<]{1,6}") {
+                let caption = with_word(&text, &word);
+                prop_assert!(!caption.contains(PLACEHOLDER));
+                prop_assert_eq!(with_word(&caption, &word), caption.clone());
+                let (word, text) = (word.trim(), text.replace(PLACEHOLDER, word.trim()));
+                prop_assert!(word.is_empty() || has_word(&caption, word));
+                prop_assert!(caption.ends_with(text.trim()));
+            }
+        }
+    }
 }

@@ -235,3 +235,89 @@ impl<'a> Whole<'a> {
         )))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataset::samples::task;
+
+    #[test]
+    fn a_file_that_changes_while_it_is_read_is_named_with_its_sizes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.jpg");
+        let write = |content: &str| fs::write(&path, content).unwrap();
+        let touch = || {
+            let file = File::options().write(true).open(&path).unwrap();
+            file.set_modified(std::time::SystemTime::UNIX_EPOCH)
+                .unwrap();
+        };
+        let cases: [(&str, &dyn Fn(), u64); 4] = [
+            ("grows", &|| write("much longer"), 11),
+            ("shrinks", &|| write(""), 5),
+            ("is read in part", &|| {}, 4),
+            ("is written anew", &touch, 5),
+        ];
+        for (name, change, read) in cases {
+            write("first");
+            let whole = Whole::open(&path, NO_LINK).unwrap();
+            change();
+            let error = whole.check(read).unwrap_err().to_string();
+            assert!(
+                error.contains("a.jpg changed while it was read (5 bytes at first"),
+                "{name}: {error}"
+            );
+        }
+        write("first");
+        Whole::open(&path, NO_LINK).unwrap().check(5).unwrap();
+    }
+
+    #[test]
+    fn what_vanishes_or_becomes_something_else_is_named_and_never_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let inside = |name: &str| folder.path().join(name);
+        rustix::fs::mkfifoat(rustix::fs::CWD, inside("pipe.jpg"), rustix::fs::Mode::RWXU).unwrap();
+        fs::create_dir(inside("folder.jpg")).unwrap();
+        fs::write(inside("real.jpg"), "x").unwrap();
+        std::os::unix::fs::symlink(inside("real.jpg"), inside("link.jpg")).unwrap();
+        for (name, wanted) in [
+            ("gone.jpg", "No such file"),
+            ("pipe.jpg", "is something else now"),
+            ("folder.jpg", "is something else now"),
+            ("link.jpg", "symbolic links"),
+        ] {
+            let error = copied(&inside(name), &inside("copy"), &task().0).unwrap_err();
+            let message = error.to_string();
+            assert!(
+                message.contains(name) && message.contains(wanted),
+                "{message}"
+            );
+            assert!(!inside("copy").exists());
+        }
+    }
+
+    #[test]
+    fn names_that_are_no_text_are_two_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let into = tempfile::tempdir().unwrap();
+        for name in [b"\xff.jpg", b"\xfe.jpg"] {
+            // Some file systems take no such names.
+            if fs::write(folder.path().join(OsStr::from_bytes(name)), name).is_err() {
+                return;
+            }
+        }
+        let wanted = Wanted::default();
+        let gathered = gather(
+            folder.path(),
+            into.path(),
+            &wanted,
+            &Limits::default(),
+            &task().0,
+        );
+        let photos = gathered.unwrap().photos;
+        let contents: Vec<_> = photos
+            .iter()
+            .map(|photo| fs::read(&photo.path).unwrap())
+            .collect();
+        assert_eq!(contents, [b"\xfe.jpg", b"\xff.jpg"]);
+    }
+}
