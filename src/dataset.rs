@@ -11,9 +11,10 @@ mod photo;
 mod proxy;
 #[cfg(test)]
 mod samples;
+mod survey;
 mod tls;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::io;
 use std::panic::resume_unwind;
@@ -23,18 +24,18 @@ use std::thread;
 
 use crate::disk::{self, remove};
 use crate::error::Error;
-use crate::task::{Cancel, LogLine, Task};
-use archive::{
-    Arrival, Extraction, Limits, Photo, TEXT, Text, Wanted, Zip, dotted, shown, stem_of,
-};
+use crate::task::{LogLine, Task};
+use archive::{Arrival, Extraction, Kinds, Limits, Photo, Text, Zip, dotted, shown, stem_of};
 pub use archive::{EXTENSIONS, Extensions};
-use caption::Encoding;
+use caption::beside;
 use download::{Downloaded, Patience, RedactedUrl};
 use folder::Whole;
 use origin::Origin;
 pub use origin::Photos;
 pub use photo::Buckets;
 use photo::PhotoRecord;
+#[allow(unused_imports)]
+pub use survey::{Survey, survey};
 
 /// What a dataset is made from.
 pub struct Source<'a> {
@@ -81,9 +82,9 @@ pub enum Captions {
 }
 
 impl Options {
-    fn wanted(&self) -> Wanted {
-        Wanted {
-            extensions: self.extensions.clone(),
+    fn kinds(&self) -> Kinds {
+        Kinds {
+            photos: self.extensions.clone(),
             texts: matches!(self.captions, Captions::Files { .. }),
         }
     }
@@ -237,7 +238,7 @@ pub fn prepare_with(
     let layout = Layout::new(training_folder);
     origin.refuse_in_the_way(&layout)?;
     recover(training_folder)?;
-    let is_word_enough = !source.options.wanted().texts;
+    let is_word_enough = !source.options.kinds().texts;
     if is_word_enough || !source.trigger_word.trim().is_empty() {
         for warning in caption::warnings(source.trigger_word) {
             task.warn(format!("[dataset] {warning}"))?;
@@ -334,13 +335,13 @@ fn build(
         Origin::Url(url) => fetch(staging, url, source, patience, limits, task)?,
         Origin::Zip(path) => {
             let limit = patience.limit_bytes;
-            read_zip(staging, path, &source.options.wanted(), limit, limits, task)?
+            read_zip(staging, path, &source.options.kinds(), limit, limits, task)?
         }
         Origin::Folder(path) => {
             task.info(format!("[dataset] reading photos from {}", path.display()))?;
-            let (into, wanted) = (staging.extracted(), source.options.wanted());
+            let (into, kinds) = (staging.extracted(), source.options.kinds());
             fs::create_dir(&into).map_err(disk::failed("create", &into))?;
-            let extraction = folder::gather(path, &into, &wanted, limits, task)?;
+            let extraction = folder::gather(path, &into, &kinds, limits, task)?;
             (Found::Folder(path), extraction)
         }
     };
@@ -364,15 +365,20 @@ fn build(
     let names = photos_named(&photos, task)?;
     let images = staging.images();
     place(&photos, &names, &found, staging, &source.caption(), task)?;
-    if source.options.wanted().texts {
-        let unused = write_captions(&photos, &names, &texts, &found, &images, source, task)?;
-        others.extend(unused);
+    let mut captions_from = vec![beside::Origin::TriggerWord; photos.len()];
+    if source.options.kinds().texts {
+        let read = |text: &Text| found.read(text, task);
+        let captioned = beside::write(&photos, &names, &texts, read, &images, source, task)?;
+        others.extend(captioned.unused);
+        captions_from = captioned.origins;
     } else {
-        warn_of_captions(&photos, &others, task)?;
+        beside::warn_of_unused(&photos, &others, task)?;
     }
-    let record =
-        |(photo, name): (Photo, String)| PhotoRecord::new(photo.entry_name, name, photo.header);
-    let mut photos: Vec<PhotoRecord> = photos.into_iter().zip(names).map(record).collect();
+    let mut photos: Vec<PhotoRecord> = (photos.into_iter().zip(names).zip(captions_from))
+        .map(|((photo, name), caption_from)| {
+            PhotoRecord::new(photo.entry_name, name, photo.header, caption_from.name())
+        })
+        .collect();
     let wanted = photo::Wanted {
         upright: source.options.upright,
         is_looked_at: source.options.are_given,
@@ -450,7 +456,7 @@ fn fetch<'a>(
             fs::create_dir(folder).map_err(disk::failed("create", folder))?;
         }
         let to = Arrival::create(&staging.images_zip(), &extracted, limits, is_followed)?
-            .of(&source.options.wanted());
+            .of(&source.options.kinds());
         let Downloaded {
             mut zip,
             content_type,
@@ -474,7 +480,7 @@ fn fetch<'a>(
 fn read_zip<'a>(
     staging: &Layout,
     path: &Path,
-    wanted: &Wanted,
+    kinds: &Kinds,
     limit_bytes: u64,
     limits: &Limits,
     task: &Task<LogLine>,
@@ -495,86 +501,12 @@ fn read_zip<'a>(
         path,
         whole.file.try_clone().map_err(Error::io("read", path))?,
         &into,
-        wanted,
+        kinds,
     )?;
     let extraction = archive::extract(&mut zip, None, limits, task);
     // That is then why it cannot be read.
     whole.check(whole.bytes())?;
     Ok((Found::Zip(Box::new(zip)), extraction?))
-}
-
-/// What is in a zip or a folder that is here, as far as its directory tells.
-#[derive(Debug, PartialEq, Eq)]
-#[allow(dead_code)]
-pub struct Survey {
-    pub photos: usize,
-    /// Of them, those with a text beside them.
-    pub captioned: usize,
-    /// Files that are named like photos and cannot be any, each with the reason.
-    pub left_out: Vec<(String, &'static str)>,
-    /// Files of other kinds.
-    pub others: usize,
-}
-
-/// Looks what is there, and reads no photo; `None` for a URL, which nobody asks.
-///
-/// # Errors
-/// As [`prepare`].
-#[allow(dead_code)]
-pub fn survey(
-    photos: Photos<'_>,
-    options: &Options,
-    limits: &DatasetLimits,
-    cancel: &Cancel,
-) -> Result<Option<Survey>, Error> {
-    let limits = Limits::from(limits);
-    // Captions are counted whether they are wanted or not.
-    let wanted = Wanted {
-        texts: true,
-        ..options.wanted()
-    };
-    let (entries, choice) = match Origin::of(photos)? {
-        Origin::Url(_) => return Ok(None),
-        Origin::Zip(path) => {
-            let file = Whole::open(&path, 0)?.file;
-            let entries = archive::entries_of(&Zip::at(&path, file, &path, &wanted)?, &limits)?;
-            let choice = archive::choose(&entries, &wanted);
-            (entries, choice)
-        }
-        Origin::Folder(path) => {
-            let listing = folder::list(&path, &limits, cancel)?;
-            let choice = folder::choose_of(&listing, &wanted);
-            (listing.entries, choice)
-        }
-    };
-    let names = |indices: &[usize]| -> Vec<&str> {
-        let names = indices.iter().map(|index| entries[*index].name.as_str());
-        names.collect()
-    };
-    let (photos, texts) = (names(&choice.photos), names(&choice.texts));
-    let captioned = texts_of(&photos, &texts).into_iter().flatten().count();
-    Ok(Some(Survey {
-        photos: photos.len(),
-        captioned,
-        left_out: choice.extraction.left_out,
-        others: choice.extraction.others.len() + texts.len() - captioned.min(texts.len()),
-    }))
-}
-
-/// For each photo, which of the texts lies beside it under its name.
-fn texts_of(photos: &[&str], texts: &[&str]) -> Vec<Option<usize>> {
-    let mut by_stem: HashMap<&str, usize> = HashMap::new();
-    for (index, text) in texts.iter().enumerate() {
-        let Some(stem) = stem_of(text, &[TEXT]) else {
-            continue;
-        };
-        // Of a.txt and a.TXT, the one that Musubi Tuner would see.
-        if text.ends_with(TEXT) || !by_stem.contains_key(stem) {
-            by_stem.insert(stem, index);
-        }
-    }
-    let text_of = |photo: &&str| by_stem.get(stem_of(photo, &EXTENSIONS)?).copied();
-    photos.iter().map(text_of).collect()
 }
 
 /// The photos that open. Where none does, all of them: then they are somebody's stand-ins for photos, or of a format
@@ -705,111 +637,6 @@ fn place(
         caption::write(&path, caption)?;
     }
     Ok(())
-}
-
-/// Gives each photo that has a text the caption that it makes; the names of texts that make none.
-fn write_captions(
-    photos: &[Photo],
-    names: &[String],
-    texts: &[Text],
-    found: &Found<'_>,
-    images: &Path,
-    source: &Source<'_>,
-    task: &Task<LogLine>,
-) -> Result<Vec<String>, Error> {
-    let entry_names: Vec<&str> = (photos.iter())
-        .map(|photo| photo.entry_name.as_str())
-        .collect();
-    let text_names: Vec<&str> = (texts.iter())
-        .map(|text| text.entry.name.as_str())
-        .collect();
-    let mut is_used = vec![false; texts.len()];
-    let mut count = 0;
-    let (mut refused, mut guessed, mut long) = (Vec::new(), Vec::new(), Vec::new());
-    for (index, name) in texts_of(&entry_names, &text_names).into_iter().zip(names) {
-        task.check()?;
-        let Some(index) = index else { continue };
-        let text = &texts[index];
-        let shown = || shown(&text.entry.name);
-        let decoded = if text.entry.bytes > caption::MOST_BYTES {
-            Err("it is longer than 64 KiB")
-        } else {
-            let content = found.read(text, task)?;
-            caption::decoded(&content)
-        };
-        let decoded = match decoded {
-            Ok((decoded, encoding)) => {
-                if encoding == Encoding::Windows1252 {
-                    guessed.push(shown());
-                }
-                decoded
-            }
-            Err(reason) => {
-                refused.push(format!("{} ({reason})", shown()));
-                continue;
-            }
-        };
-        let caption = caption::with_word(&decoded, source.trigger_word);
-        if let Some(length) = caption::too_long(&caption) {
-            long.push(format!("{} {length}", shown()));
-        }
-        caption::write(&images.join(name), &caption)?;
-        is_used[index] = true;
-        count += 1;
-    }
-    let others = photos.len() - count;
-    let (fallback, words) = match &source.options.captions {
-        Captions::Files { default: Some(_) } => (source.caption(), "default_caption"),
-        _ => (source.caption(), "the trigger word"),
-    };
-    task.info(format!(
-        "[dataset] captions: {count} from files, {others} of {words}"
-    ))?;
-    for (names, what) in [
-        (&refused, "captions are not used"),
-        (
-            &guessed,
-            "captions are not UTF-8 and were read as Windows-1252; where letters came out wrong, save as UTF-8",
-        ),
-        (&long, "captions are too long"),
-    ] {
-        if !names.is_empty() {
-            let (number, names) = (names.len(), listed(names));
-            task.warn(format!("[dataset] {number} {what}: {names}"))?;
-        }
-    }
-    if others > 0 && fallback.trim().is_empty() {
-        task.warn(format!(
-            "[dataset] {others} photos train without a caption: they have no text beside them, and trigger_word is empty"
-        ))?;
-    }
-    let unused = texts.iter().zip(is_used).filter(|(_, is_used)| !is_used);
-    Ok(unused.map(|(text, _)| text.entry.name.clone()).collect())
-}
-
-/// A word on captions that are thrown away.
-fn warn_of_captions(
-    photos: &[Photo],
-    others: &[String],
-    task: &Task<LogLine>,
-) -> Result<(), Error> {
-    let photos: Vec<&str> = photos
-        .iter()
-        .map(|photo| photo.entry_name.as_str())
-        .collect();
-    let texts: Vec<&str> = others.iter().map(String::as_str).collect();
-    let beside: Vec<String> = (texts_of(&photos, &texts).into_iter().flatten())
-        .map(|index| shown(&others[index]))
-        .collect();
-    if beside.is_empty() {
-        return Ok(());
-    }
-    task.warn(format!(
-        "[dataset] not used as captions: {} ({} in all, beside their photos); the trigger word is the caption of each \
-         photo. To train with them: dataset_options=DatasetOptions(captions=\"files\")",
-        listed(&beside),
-        beside.len()
-    ))
 }
 
 /// A word on what a user may have meant to train on.
@@ -1445,60 +1272,6 @@ mod tests {
             ["a.jpg", "a.txt", "b.jpg", "b.txt"]
         );
         assert_eq!(lines(&said, Level::Warning).len(), 1);
-    }
-
-    #[test]
-    fn a_survey_tells_what_a_dataset_would_be_made_of_and_changes_nothing() {
-        let here = tempfile::tempdir().unwrap();
-        let files = [
-            ("a.jpg", jpeg(64, 48)),
-            ("a.txt", b"own".to_vec()),
-            ("b.png", png(8, 8)),
-            ("b.TXT", b"own".to_vec()),
-            ("c.jpg", b"fake".to_vec()),
-            ("readme.txt", vec![]),
-            (".hidden.jpg", vec![]),
-        ];
-        let folder = here.path().join("photos");
-        fs::create_dir(&folder).unwrap();
-        for (name, content) in &files {
-            fs::write(folder.join(name), content).unwrap();
-        }
-        let zip = here.path().join("photos.zip");
-        fs::write(&zip, zip_of(files)).unwrap();
-        let before = tree(here.path());
-        let look = |path: &Path, options: &Options, limits: &DatasetLimits| {
-            survey(Photos::Path(path), options, limits, &Cancel::default())
-        };
-        let all = Options {
-            extensions: Extensions::of(EXTENSIONS).unwrap(),
-            ..Options::default()
-        };
-        for path in [&folder, &zip] {
-            for (options, photos, captioned, others) in
-                [(&Options::default(), 2, 1, 3), (&all, 3, 2, 1)]
-            {
-                let found = look(path, options, &DatasetLimits::default())
-                    .unwrap()
-                    .unwrap();
-                assert_eq!(
-                    (found.photos, found.captioned, found.others),
-                    (photos, captioned, others),
-                    "{path:?}"
-                );
-                assert_eq!(found.left_out.len(), 1);
-            }
-            let few = DatasetLimits {
-                entries: 3,
-                ..DatasetLimits::default()
-            };
-            look(path, &all, &few).unwrap_err();
-        }
-        look(&here.path().join("gone"), &all, &DatasetLimits::default()).unwrap_err();
-        let url = Photos::Text("http://host/a.zip");
-        let found = survey(url, &all, &DatasetLimits::default(), &Cancel::default());
-        assert_eq!(found.unwrap(), None);
-        assert_eq!(tree(here.path()), before);
     }
 
     #[test]

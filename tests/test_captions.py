@@ -272,6 +272,8 @@ def test_a_photo_without_a_text(workspace: Workspace, log: list[tuple[str, str]]
         )
         assert made.captions["a"] == caption
         assert made.captions["b"] == ("own" if not word else "sks, own")
+    make(workspace, log, ("a.jpg", jpeg()), options=replace(FILES, default_caption="w " * 513))
+    assert [line for name, line in log if name == "WARNING" and "default_caption is longer than the 512" in line]
     made = make(workspace, log, ("a.jpg", jpeg()), word="")
     assert made.captions == {"a": ""}
     assert made.said("1 photos train without a caption", "WARNING")

@@ -71,10 +71,10 @@ pub struct Photo {
     pub header: Header,
 }
 
-/// What is taken out of a zip.
+/// The kinds of files that are taken out of a zip.
 #[derive(Clone, Debug, Default)]
-pub struct Wanted {
-    pub extensions: Extensions,
+pub struct Kinds {
+    pub photos: Extensions,
     /// Whether texts may be captions.
     pub texts: bool,
 }
@@ -179,7 +179,7 @@ pub struct Zip {
     opened: RefCell<Option<(usize, File)>>,
     /// What was read last of the zip's own file, and where it lies there: headers are read one after the other.
     window: RefCell<(u64, Vec<u8>)>,
-    wanted: Wanted,
+    kinds: Kinds,
     /// What it is said to be that comes in a zip's place: "the server sent".
     said_of: String,
     /// Its last bytes, as they came; at least so many as are looked through for its end.
@@ -192,11 +192,11 @@ impl Zip {
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn at(path: &Path, file: File, folder: &Path, wanted: &Wanted) -> Result<Self, Error> {
+    pub fn at(path: &Path, file: File, folder: &Path, kinds: &Kinds) -> Result<Self, Error> {
         let found = file.metadata().map_err(Error::io("read", path))?;
         Ok(Self {
             bytes: found.len(),
-            wanted: wanted.clone(),
+            kinds: kinds.clone(),
             said_of: format!("{} is", path.display()),
             ..Self::new(file, path, folder)
         })
@@ -213,7 +213,7 @@ impl Zip {
             forgotten: Vec::new(),
             opened: RefCell::default(),
             window: RefCell::default(),
-            wanted: Wanted::default(),
+            kinds: Kinds::default(),
             said_of: "the server sent".to_owned(),
             tail: Vec::new(),
             lacks_bytes: Cell::default(),
@@ -406,7 +406,7 @@ fn extract_from(
         mut extraction,
         photos,
         texts,
-    } = choose(&entries, &zip.wanted);
+    } = choose(&entries, &zip.kinds);
     let mut is_photo = vec![false; entries.len()];
     for index in &photos {
         is_photo[*index] = true;
@@ -563,7 +563,7 @@ pub struct Choice {
 }
 
 /// Which entries are wanted, and what to say of the others.
-pub fn choose(entries: &[Entry], wanted: &Wanted) -> Choice {
+pub fn choose(entries: &[Entry], kinds: &Kinds) -> Choice {
     let mut extraction = Extraction::default();
     // Of two entries of one name, the second overwrites the first.
     let mut photos: HashMap<&[u8], usize> = HashMap::new();
@@ -573,13 +573,13 @@ pub fn choose(entries: &[Entry], wanted: &Wanted) -> Choice {
         if name.ends_with('/') {
             continue;
         }
-        let is_text = wanted.texts && stem_of(name, &[TEXT]).is_some();
+        let is_text = kinds.texts && stem_of(name, &[TEXT]).is_some();
         let is_file = entry.kind != LINK && !(NO_FILE.contains(&entry.kind) && entry.bytes == 0);
         if is_text && is_file && !is_junk(name) {
             texts.insert(&entry.raw_name, index);
             continue;
         }
-        if !wanted.extensions.are_of_photo(name) || is_junk(name) {
+        if !kinds.photos.are_of_photo(name) || is_junk(name) {
             extraction.others.push(name.clone());
             continue;
         }

@@ -1,5 +1,7 @@
 //! Captions: the trigger word beside each photo, or a text of the photo's own with the word in it.
 
+pub mod beside;
+
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use flate2::Crc;
 
-use super::archive::{Choice, Entry, Extraction, Limits, Photo, Text, Wanted, choose};
+use super::archive::{Choice, Entry, Extraction, Kinds, Limits, Photo, Text, choose};
 use super::image;
 use crate::disk;
 use crate::error::Error;
@@ -78,8 +78,8 @@ fn entry(inside: &Path, about: &Metadata) -> Entry {
 }
 
 /// Which of them are wanted.
-pub fn choose_of(listing: &Listing, wanted: &Wanted) -> Choice {
-    let mut choice = choose(&listing.entries, wanted);
+pub fn choose_of(listing: &Listing, kinds: &Kinds) -> Choice {
+    let mut choice = choose(&listing.entries, kinds);
     let extraction = &mut choice.extraction;
     let is_no_link = |name: &String| listing.links.binary_search(name).is_err();
     extraction.others.retain(is_no_link);
@@ -99,7 +99,7 @@ pub fn choose_of(listing: &Listing, wanted: &Wanted) -> Choice {
 pub fn gather(
     root: &Path,
     into: &Path,
-    wanted: &Wanted,
+    kinds: &Kinds,
     limits: &Limits,
     task: &Task<LogLine>,
 ) -> Result<Extraction, Error> {
@@ -108,7 +108,7 @@ pub fn gather(
         mut extraction,
         photos,
         texts,
-    } = choose_of(&listing, wanted);
+    } = choose_of(&listing, kinds);
     let mut entries: Vec<Option<Entry>> = listing.entries.into_iter().map(Some).collect();
     let photos: Vec<Entry> = (photos.into_iter())
         .filter_map(|index| entries[index].take())
@@ -305,11 +305,11 @@ mod tests {
                 return;
             }
         }
-        let wanted = Wanted::default();
+        let kinds = Kinds::default();
         let gathered = gather(
             folder.path(),
             into.path(),
-            &wanted,
+            &kinds,
             &Limits::default(),
             &task().0,
         );

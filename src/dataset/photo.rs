@@ -51,6 +51,7 @@ pub struct PhotoRecord {
     /// What it is called in the dataset.
     pub name: String,
     pub header: Header,
+    /// `trigger`, `file` or `default_caption`.
     pub caption_from: &'static str,
     pub done: Vec<String>,
     pub warnings: Vec<String>,
@@ -58,7 +59,12 @@ pub struct PhotoRecord {
 
 impl PhotoRecord {
     #[must_use]
-    pub fn new(entry_name: String, name: String, header: Header) -> Self {
+    pub fn new(
+        entry_name: String,
+        name: String,
+        header: Header,
+        caption_from: &'static str,
+    ) -> Self {
         let base = entry_name.rsplit('/').next();
         let done = match base {
             Some(base) if base != name => vec![format!("renamed from {base}")],
@@ -68,7 +74,7 @@ impl PhotoRecord {
             entry_name,
             name,
             header,
-            caption_from: "trigger",
+            caption_from,
             done,
             warnings: Vec::new(),
         }

@@ -15,7 +15,7 @@ use super::content::Method;
 use super::directory::MOST_TAIL_BYTES;
 use super::headers::{self, LocalHeader, Next};
 use super::names::{Stems, base_name, decoded_name, is_junk};
-use super::{Limits, STORED, Wanted, Zip, is_bomb};
+use super::{Kinds, Limits, STORED, Zip, is_bomb};
 use crate::dataset::image::{self, Header};
 use crate::disk;
 use crate::error::Error;
@@ -153,8 +153,8 @@ impl Arrival {
 
     /// Has all else left in the zip.
     #[must_use]
-    pub fn of(mut self, wanted: &Wanted) -> Self {
-        self.zip.wanted.clone_from(wanted);
+    pub fn of(mut self, kinds: &Kinds) -> Self {
+        self.zip.kinds.clone_from(kinds);
         self
     }
 
@@ -177,7 +177,7 @@ impl Arrival {
         let mut other = Self::create(path, &self.zip.folder, &self.limits, false)?;
         other.zip.images.clone_from(&self.zip.images);
         other.zip.forgotten.clone_from(&self.zip.forgotten);
-        Ok(other.of(&self.zip.wanted))
+        Ok(other.of(&self.zip.kinds))
     }
 
     /// # Errors
@@ -364,7 +364,7 @@ impl Arrival {
             return Ok(State::Lost);
         }
         let name = decoded_name(&header.raw_name, header.flags);
-        let is_photo = self.zip.wanted.extensions.are_of_photo(&name)
+        let is_photo = self.zip.kinds.photos.are_of_photo(&name)
             && !is_junk(&name)
             && !base_name(&name).starts_with('.');
         if is_photo && !is_stored && !self.has_room(most_bytes, bytes_to_come)? {
