@@ -665,7 +665,7 @@ fn warn_of_others(
     }
     let heic = ending_in(&["heic", "heif"]);
     if !heic.is_empty() {
-        mends.push(image::HOW_TO_CONVERT_HEIC.to_owned());
+        mends.push(format!("{}: {}", listed(&heic), image::HOW_TO_CONVERT_HEIC));
     }
     if !unread.is_empty() {
         mends.push(format!(

@@ -1,6 +1,7 @@
 """Captions beside their photos, and other kinds of photos: what is kept, what is made of it, what is said."""
 
 import io
+import json
 import logging
 import random
 from collections.abc import Iterator
@@ -99,7 +100,7 @@ def test_a_caption_has_the_word_once(workspace: Workspace, log: list[tuple[str, 
     assert made.captions == {str(number): caption for number, (_, caption) in enumerate(CAPTIONS)}
     assert made.said(f"captions: {len(CAPTIONS)} from files, 0 of the trigger word")
     assert made.said(f"images kept={len(CAPTIONS)} removed=0")
-    assert made.said("", "WARNING") == []
+    assert made.said("caption", "WARNING") == []
 
 
 def _pair(text: str) -> list[tuple[str, bytes]]:
@@ -145,7 +146,7 @@ def test_every_encoding_is_read(workspace: Workspace, log: list[tuple[str, str]]
     made = make(workspace, log, *entries, ("old.jpg", jpeg()), ("old.txt", letters))
     expected = {name: "sks, é日😀" for name in ENCODED} | {"old": f"sks, {letters.decode('cp1252').strip()}"}
     assert made.captions == expected
-    [warning] = made.said("", "WARNING")
+    [warning] = made.said("caption", "WARNING")
     assert "Windows-1252" in warning
     assert "old.txt" in warning
     assert "utf" not in warning
@@ -334,7 +335,7 @@ def test_what_is_left_out_is_one_warning_with_the_way_to_take_it(
         "left out c.Png, d.WEBP, e.bmp, f.avif, g.heic (5 in all): only .jpg and .jpeg are taken",
         "to take .png, .webp, .bmp and .avif as well",
         'dataset_options=DatasetOptions(image_extensions="all")',
-        "save g.heic as JPEG",
+        "g.heic: convert it to JPEG",
     ):
         assert part in warning
 
@@ -427,3 +428,15 @@ def test_those_of_the_call_go_before_those_of_the_trainer(workspace: Workspace, 
     for options, caption in [(DatasetOptions(), "sks"), (None, "sks, own")]:
         one.train(workspace.toml, workspace.url, WORD, dataset_options=options)
         assert (workspace.images / "a.txt").read_text() == caption
+
+
+def test_the_record_says_what_each_caption_is_made_of(workspace: Workspace, log: list[tuple[str, str]]) -> None:
+    entries = (Entry("a.jpg", jpeg()), Entry("a.txt", b"a cat"), Entry("b.jpg", jpeg(comment="2")))
+    for options, origins in (
+        (None, ["trigger", "trigger"]),
+        (FILES, ["file", "trigger"]),
+        (replace(FILES, default_caption="a dog"), ["file", "default_caption"]),
+    ):
+        make(workspace, log, *entries, options=options)
+        record = json.loads((workspace.training / "photos.json").read_text())
+        assert [photo["caption_from"] for photo in record["photos"]] == origins

@@ -119,7 +119,12 @@ def test_every_source_makes_the_same_dataset(
         assert [line for line in log if "reading photos" not in line[1]] == said_of_url
         assert state(here) == before, given
     assert workspace.server.requests == []
-    assert sorted(path.name for path in workspace.training.iterdir()) == ["cache", "dataset.toml", "images"]
+    assert sorted(path.name for path in workspace.training.iterdir()) == [
+        "cache",
+        "dataset.toml",
+        "images",
+        "photos.json",
+    ]
 
 
 def test_a_folder_is_trained_on(workspace: Workspace, tmp_path: Path) -> None:
