@@ -348,8 +348,8 @@ class TrainingOptions(_CommandLine):
         save_state_on_train_end: at the end only (bool).
         save_last_n_steps_state: as `save_last_n_steps`, for the states; needs `save_state`.
         save_last_n_epochs_state: as `save_last_n_epochs`, for the states; needs `save_state`.
-        resume: a state to go on from (path of a folder). Steps are counted from 0 again: as many as `train` is told
-            come on top.
+        resume: a state to go on from (path of a folder), of a training with the same network, rank and optimizer. Steps
+            are counted from 0 again: as many as `train` is told come on top.
         sample_prompts: prompts to draw samples of into `sample/` in the output folder (path of a .txt, .toml or .json
             file). The text encoder and the VAE are loaded for it.
         sample_every_n_steps: when (int, at least 1); this and the next two need `sample_prompts`, which needs one of
@@ -644,7 +644,7 @@ class TrainingOptions(_CommandLine):
             "original": Preset(
                 options=cls(),
                 source="TechTrash_MusubiTraining 0.0.11, whose settings were fixed.",
-                needs=f"About 18 GB of GPU memory, 9 GB for the text encoder before. {estimate}",
+                needs=f"About 18 GB of GPU memory, and 9 GB for the text encoder before. {estimate}",
             ),
             "musubi": Preset(
                 options=cls(
@@ -678,7 +678,7 @@ class TrainingOptions(_CommandLine):
             "12gb": Preset(
                 options=cls(blocks_to_swap=22, fp8_llm=True),
                 source="As 16gb, with more blocks, and the text encoder in 8 bits as the same page offers.",
-                needs=f"A GPU of 12 GB, of which about 10 are used, and 24 GB of RAM. {estimate}",
+                needs=f"A GPU of 12 GB, of which about 9 are used, and 24 GB of RAM. {estimate}",
             ),
         }
 
