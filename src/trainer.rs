@@ -640,7 +640,7 @@ fn train<'py>(
 ) -> PyResult<Bound<'py, PyAny>> {
     let py = slf.py();
     let run = Run::of(slf)?;
-    run.set_options([options, launch_options, dataset_options]);
+    run.set_options([options, launch_options, dataset_options])?;
     let log = Log::new(py)?;
     let use_pre_cache = use_pre_cache.or(py, true)?;
     let convert_for_comfyui = convert_for_comfyui.or(py, true)?;

@@ -1074,7 +1074,7 @@ def signatures(work: Work):
 
     from musubitraining.main import Models, MusubiTraining
 
-    new = ("warm_start", "native_convert")
+    new = ("warm_start", "native_convert", "options", "launch_options", "dataset_options")
 
     def shape(function):
         return [

@@ -663,9 +663,24 @@ def test_a_subclass_with_the_originals_parameters_keeps_working(workspace: Works
 def test_what_are_no_options_is_refused_before_anything_is_touched(workspace: Workspace, name: str, value: Any) -> None:
     with pytest.raises(TypeError, match=name):
         train(workspace, **{name: value})
-    with pytest.raises(TypeError, match=name):
-        train(workspace, trainer(workspace, **{name: value}))
+    with pytest.raises(TypeError, match=f"{name}: expected a .*Options from musubitraining, found"):
+        trainer(workspace, **{name: value})
     assert is_untouched(workspace)
+
+
+def test_what_a_subclass_keeps_under_the_same_names_is_its_own(
+    workspace: Workspace, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Mine(Recording):
+        def __init__(self, **folders: Any) -> None:
+            super().__init__(**folders)
+            self.options = {"anything": 1}  # type: ignore[assignment]
+            self.launch_options = "fast"  # type: ignore[assignment]
+
+    assert train(workspace, trainer(workspace, Mine)) == the_contracts(workspace)
+    for said in ("`options` is no TrainingOptions, but a dict", "`launch_options` is no LaunchOptions, but a str"):
+        assert sum(said in message for message in caplog.messages) == 1
+    assert dims(train(workspace, trainer(workspace, Mine), options=TrainingOptions(network_dim=2))) == ["2"]
 
 
 def test_without_base_weights_their_file_is_neither_wanted_nor_read(workspace: Workspace) -> None:
@@ -845,10 +860,14 @@ def clone(workspace: Workspace, version: str = "0.3.4", *, old: bool = False, wi
 def test_a_clone_that_has_all_flags_takes_all_options(workspace: Workspace, old: bool) -> None:
     clone(workspace, old=old)
     of_a_file = {"network_weights", "resume", "sample_prompts", "log_tracker_config"}
+    toml = workspace.root / "dataset.toml"
+    toml.touch()
     for name, (value, _, needs, _) in ROWS.items():
         needs = needs | {name: value}
         if not of_a_file & needs.keys():
-            train(workspace, options=TrainingOptions(**needs), use_pre_cache=name == "text_encoder_batch_size")
+            made = trainer(workspace, options=TrainingOptions(**needs))
+            made._launch_training(toml)
+            made._pre_cache(toml)
     # Of the recorded facts, so that the next test's refusals are not for nothing.
     with pytest.raises(ValueError, match="has no --no_such_flag"):
         train(workspace, options=TrainingOptions(extra_args=["--no_such_flag", "1"]))

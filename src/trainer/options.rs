@@ -29,17 +29,47 @@ impl Kind {
             Self::Dataset => "dataset_options",
         }
     }
+
+    /// Of those that the words of a command line come from.
+    fn class(self) -> Option<&'static str> {
+        match self {
+            Self::Training => Some("TrainingOptions"),
+            Self::Launch => Some("LaunchOptions"),
+            Self::Dataset => None,
+        }
+    }
 }
 
 /// The options that are given, in the order of [`Kind::ALL`].
 pub type Given<'py> = [Option<Bound<'py, PyAny>>; 3];
 
+/// Those that are given, if they are what they should be.
+///
+/// # Errors
+/// `TypeError` if not, what Python raises.
+pub fn checked(given: Given<'_>) -> PyResult<Given<'_>> {
+    for (kind, options) in Kind::ALL.into_iter().zip(&given) {
+        let (Some(options), Some(class)) = (options, kind.class()) else {
+            continue;
+        };
+        if !options.is_instance(&import(options.py(), class)?)? {
+            let expected = format!("a {class} from musubitraining");
+            return Err(arguments::wrong_type(kind.name(), &expected, options).into());
+        }
+    }
+    Ok(given)
+}
+
+fn import<'py>(py: Python<'py>, class: &str) -> PyResult<Bound<'py, PyAny>> {
+    py.import("musubitraining.training_options")?.getattr(class)
+}
+
 /// Sets on the trainer those that are given.
 ///
 /// # Errors
-/// What Python raises.
+/// As [`checked`].
 pub fn set(trainer: &Bound<'_, PyAny>, given: Given<'_>) -> PyResult<()> {
-    for (kind, options) in Kind::ALL.into_iter().zip(given) {
+    for (kind, options) in Kind::ALL.into_iter().zip(checked(given)?) {
         if let Some(options) = options {
             trainer.setattr(kind.name(), options)?;
         }
@@ -64,48 +94,46 @@ pub fn of<'py>(trainer: &Bound<'py, PyAny>, kind: Kind) -> PyResult<Option<Bound
     }
 }
 
-/// The `TrainingOptions` or `LaunchOptions` of a run; the defaults where none are given.
-///
-/// # Errors
-/// `TypeError` for anything else, what Python raises.
-fn command_line<'py>(trainer: &Bound<'py, PyAny>, kind: Kind) -> PyResult<Bound<'py, PyAny>> {
-    let name = match kind {
-        Kind::Launch => "LaunchOptions",
-        _ => "TrainingOptions",
+/// Those that the words of a command line come from, if any are given. What a subclass keeps under the same name for
+/// itself is none.
+fn given<'py>(trainer: &Bound<'py, PyAny>, kind: Kind) -> PyResult<Option<Bound<'py, PyAny>>> {
+    let (Some(options), Some(class)) = (of(trainer, kind)?, kind.class()) else {
+        return Ok(None);
     };
-    let class = trainer
-        .py()
-        .import("musubitraining.training_options")?
-        .getattr(name)?;
-    match of(trainer, kind)? {
-        None => class.call0(),
-        Some(options) if options.is_instance(&class)? => Ok(options),
-        Some(other) => {
-            let expected = format!("a {name}");
-            Err(arguments::wrong_type(kind.name(), &expected, &other).into())
-        }
+    let is_one = options.is_instance(&import(trainer.py(), class)?)?;
+    Ok(is_one.then_some(options))
+}
+
+/// The training options of a run; the defaults where none are given.
+fn training<'py>(trainer: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    match given(trainer, Kind::Training)? {
+        Some(options) => Ok(options),
+        None => import(trainer.py(), "TrainingOptions")?.call0(),
     }
 }
 
 /// Whether base weights are merged into the DiT.
 ///
 /// # Errors
-/// As [`launch_words`].
+/// What Python raises.
 pub fn merge_base_weights(trainer: &Bound<'_, PyAny>) -> PyResult<bool> {
-    if of(trainer, Kind::Training)?.is_none() {
-        return Ok(true);
+    match given(trainer, Kind::Training)? {
+        Some(options) => Ok(!options.getattr("base_weights")?.is_none()),
+        None => Ok(true),
     }
-    let base_weights = command_line(trainer, Kind::Training)?.getattr("base_weights")?;
-    Ok(!base_weights.is_none())
 }
 
 /// For the launcher.
 ///
 /// # Errors
-/// `TypeError` for what are no options, what Python raises.
+/// What Python raises.
 pub fn launch_words(trainer: &Bound<'_, PyAny>) -> PyResult<Vec<OsString>> {
-    let precision = command_line(trainer, Kind::Training)?.getattr("mixed_precision")?;
-    command_line(trainer, Kind::Launch)?
+    let options = match given(trainer, Kind::Launch)? {
+        Some(options) => options,
+        None => import(trainer.py(), "LaunchOptions")?.call0()?,
+    };
+    let precision = training(trainer)?.getattr("mixed_precision")?;
+    options
         .call_method1("_launch_words", (precision,))?
         .extract()
 }
@@ -113,19 +141,19 @@ pub fn launch_words(trainer: &Bound<'_, PyAny>) -> PyResult<Vec<OsString>> {
 /// For the training script, with the steps and the output.
 ///
 /// # Errors
-/// As [`launch_words`].
-pub fn training_words(trainer: &Bound<'_, PyAny>, training: &Training) -> PyResult<Vec<OsString>> {
-    command_line(trainer, Kind::Training)?
-        .call_method1("_training_words", (training.steps(), training.output()))?
+/// What Python raises.
+pub fn training_words(trainer: &Bound<'_, PyAny>, of_call: &Training) -> PyResult<Vec<OsString>> {
+    training(trainer)?
+        .call_method1("_training_words", (of_call.steps(), of_call.output()))?
         .extract()
 }
 
 /// For the script that caches text encoder outputs.
 ///
 /// # Errors
-/// As [`launch_words`].
+/// What Python raises.
 pub fn text_cache_words(trainer: &Bound<'_, PyAny>) -> PyResult<Vec<OsString>> {
-    command_line(trainer, Kind::Training)?
+    training(trainer)?
         .call_method0("_text_cache_words")?
         .extract()
 }
@@ -134,28 +162,34 @@ pub fn text_cache_words(trainer: &Bound<'_, PyAny>) -> PyResult<Vec<OsString>> {
 /// Returns what may surprise.
 ///
 /// # Errors
-/// `FileNotFoundError`, `ValueError`, `TypeError` for what are no options, what Python raises.
+/// `FileNotFoundError`, `ValueError`, what Python raises.
 pub fn check(
     trainer: &Bound<'_, PyAny>,
     clone: &MusubiTuner,
     script: Script,
 ) -> PyResult<Vec<String>> {
-    for kind in [Kind::Training, Kind::Launch] {
-        if of(trainer, kind)?.is_some() {
-            command_line(trainer, kind)?.call_method0("_look_for_files")?;
+    let mut remarks = Vec::new();
+    for kind in Kind::ALL {
+        if let Some(options) = given(trainer, kind)? {
+            options.call_method0("_look_for_files")?;
+        } else if let (Some(other), Some(class)) = (of(trainer, kind)?, kind.class()) {
+            remarks.push(format!(
+                "the trainer's attribute `{}` is no {class}, but a {}: it is left alone, and the defaults hold",
+                kind.name(),
+                other.get_type().name()?
+            ));
         }
     }
-    if of(trainer, Kind::Training)?.is_none() {
-        return Ok(Vec::new());
-    }
-    let options = command_line(trainer, Kind::Training)?;
+    let Some(options) = given(trainer, Kind::Training)? else {
+        return Ok(remarks);
+    };
     let words = match script {
         Script::CacheTextEncoderOutputs => options.call_method0("_text_cache_words")?,
         Script::Train => options.call_method0("_training_words")?,
     };
     clone.check_words(script, &words.extract::<Vec<OsString>>()?)?;
-    match script {
-        Script::CacheTextEncoderOutputs => Ok(Vec::new()),
-        Script::Train => options.call_method0("_remarks")?.extract(),
+    if script == Script::Train {
+        remarks.extend(options.call_method0("_remarks")?.extract::<Vec<String>>()?);
     }
+    Ok(remarks)
 }

@@ -160,8 +160,13 @@ impl Run {
     }
 
     /// Has these options until its end, whatever the trainer's are.
-    pub fn set_options(&self, given: options::Given<'_>) {
+    ///
+    /// # Errors
+    /// As [`options::checked`].
+    pub fn set_options(&self, given: options::Given<'_>) -> PyResult<()> {
+        let given = options::checked(given)?;
         *lock_of(&self.0.options) = given.map(|options| options.map(Bound::unbind));
+        Ok(())
     }
 
     #[must_use]
