@@ -28,13 +28,14 @@ use crate::task::{LogLine, Task};
 use archive::{Arrival, Extraction, Kinds, Limits, Photo, Text, Zip, dotted, shown, stem_of};
 pub use archive::{EXTENSIONS, Extensions};
 use caption::beside;
-use download::{Downloaded, Patience, RedactedUrl};
+pub use caption::warnings as caption_warnings;
+pub use download::{Answer, RedactedUrl, ask};
+use download::{Downloaded, Patience};
 use folder::Whole;
 use origin::Origin;
 pub use origin::Photos;
 pub use photo::Buckets;
 use photo::PhotoRecord;
-#[allow(unused_imports)]
 pub use survey::{Survey, survey};
 
 /// What a dataset is made from.

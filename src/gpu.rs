@@ -1,6 +1,7 @@
 //! `GPUMonitor`: how many GPUs there are and what the first one is, from NVIDIA's management library (NVML).
 
 use nvml_wrapper::Nvml;
+use nvml_wrapper::enums::device::UsedGpuMemory;
 use nvml_wrapper::error::NvmlError;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -41,10 +42,11 @@ pub fn label(name: &str) -> &'static str {
 pub fn count() -> Result<u32, Error> {
     let count = ask(Nvml::device_count)?;
     if count == 0 {
-        return Err(unusable(
+        return Err(fault(
             "a driver without any GPU",
             "Look for the GPU with `nvidia-smi -L` (a container sees it when started with `--gpus all`)",
-        ));
+        )
+        .into());
     }
     Ok(count)
 }
@@ -68,41 +70,123 @@ pub fn first_label() -> Result<&'static str, Error> {
 pub fn least_free_bytes() -> Result<Option<u64>, Error> {
     let nvml = match open() {
         Err(NvmlError::LibloadingError(_) | NvmlError::DriverNotLoaded) => return Ok(None),
-        opened => opened.map_err(|error| explain(&error))?,
+        opened => opened.map_err(|error| Error::from(explain(&error)))?,
     };
     let free_bytes = |index| Ok(nvml.device_by_index(index)?.memory_info()?.free);
     nvml.device_count()
         .and_then(|count| (0..count).map(free_bytes).collect::<Result<Vec<u64>, _>>())
         .map(|free| free.into_iter().min())
-        .map_err(|error| explain(&error))
+        .map_err(|error| explain(&error).into())
 }
 
-/// A GPU, as far as the choice of one goes.
-#[derive(Clone, Debug)]
-struct Card {
-    uuid: String,
-    total_bytes: u64,
+/// What there is in the place of a driver that works.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    pub found: String,
+    /// Without a full stop.
+    pub mend: String,
 }
 
-/// The memory of the GPU that a process of CUDA takes first: of what `CUDA_VISIBLE_DEVICES` lets it see, in bus order or
-/// the fastest first, which is taken to be the one with the most memory. `None` where it sees none.
-fn first_visible_bytes(
-    mut cards: Vec<Card>,
-    visible: Option<&str>,
-    in_bus_order: bool,
-) -> Option<u64> {
-    if !in_bus_order {
-        cards.sort_by_key(|card| std::cmp::Reverse(card.total_bytes));
+/// What the driver says of itself and its GPUs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Driver {
+    /// "580.65.06"
+    pub version: Option<String>,
+    pub gpus: Vec<Gpu>,
+}
+
+/// A GPU as the driver has it at the moment; what it does not say is `None`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gpu {
+    /// In the order of the PCI bus.
+    pub index: u32,
+    pub name: String,
+    /// "GPU-5f1c…"
+    pub uuid: Option<String>,
+    pub total_bytes: Option<u64>,
+    pub free_bytes: Option<u64>,
+    /// The processes that compute on it, with the memory that each has.
+    pub processes: Vec<(u32, Option<u64>)>,
+}
+
+/// Looks at every GPU; `None` where there is no NVML, and so no GPU.
+///
+/// # Errors
+/// [`Fault`] when NVML is there and does not work.
+pub fn look() -> Result<Option<Driver>, Fault> {
+    match open().and_then(|nvml| driver(&nvml)) {
+        Ok(driver) => Ok(Some(driver)),
+        Err(NvmlError::LibloadingError(_) | NvmlError::DriverNotLoaded) => Ok(None),
+        Err(error) => Err(explain(&error)),
     }
-    let first = visible.map_or("0", |visible| visible.split(',').next().unwrap_or_default());
-    let first = first.trim();
-    let card = match first.parse::<usize>() {
-        Ok(index) => cards.get(index),
-        Err(_) if first.is_empty() => None,
-        // The beginning of one is enough.
-        Err(_) => cards.iter().find(|card| card.uuid.starts_with(first)),
+}
+
+fn driver(nvml: &Nvml) -> Result<Driver, NvmlError> {
+    let gpu = |index| {
+        let device = nvml.device_by_index(index)?;
+        let memory = device.memory_info().ok();
+        let processes = device.running_compute_processes().unwrap_or_default();
+        Ok(Gpu {
+            index,
+            name: device.name().unwrap_or_else(|_| UNKNOWN.to_owned()),
+            uuid: device.uuid().ok(),
+            total_bytes: memory.as_ref().map(|memory| memory.total),
+            free_bytes: memory.as_ref().map(|memory| memory.free),
+            processes: processes
+                .into_iter()
+                .map(|process| (process.pid, used_bytes(&process.used_gpu_memory)))
+                .collect(),
+        })
     };
-    card.map(|card| card.total_bytes)
+    Ok(Driver {
+        version: nvml.sys_driver_version().ok(),
+        gpus: (0..nvml.device_count()?)
+            .map(gpu)
+            .collect::<Result<_, NvmlError>>()?,
+    })
+}
+
+fn used_bytes(memory: &UsedGpuMemory) -> Option<u64> {
+    match memory {
+        UsedGpuMemory::Used(bytes) => Some(*bytes),
+        UsedGpuMemory::Unavailable => None,
+    }
+}
+
+/// The GPUs that CUDA sees, in its order: of those that `CUDA_VISIBLE_DEVICES` names, up to a word that names none, else
+/// all. They are counted in bus order, or the fastest first, which is taken to be the one with the most memory.
+#[must_use]
+pub fn visible<'a>(
+    gpus: &'a [Gpu],
+    visible_devices: Option<&str>,
+    in_bus_order: bool,
+) -> Vec<&'a Gpu> {
+    let mut gpus: Vec<&Gpu> = gpus.iter().collect();
+    if !in_bus_order {
+        gpus.sort_by_key(|gpu| std::cmp::Reverse(gpu.total_bytes));
+    }
+    let Some(words) = visible_devices else {
+        return gpus;
+    };
+    let named = |word: &str| match word.parse::<usize>() {
+        Ok(index) => gpus.get(index).copied(),
+        Err(_) if word.is_empty() => None,
+        // The beginning of one is enough.
+        Err(_) => gpus.iter().copied().find(|gpu| {
+            let uuid = gpu.uuid.as_deref().unwrap_or_default();
+            uuid.starts_with(word)
+        }),
+    };
+    words
+        .split(',')
+        .map_while(|word| named(word.trim()))
+        .collect()
+}
+
+/// Whether CUDA counts the GPUs as they are on the bus, with this `CUDA_DEVICE_ORDER`.
+#[must_use]
+pub fn is_bus_order(device_order: Option<&str>) -> bool {
+    device_order == Some("PCI_BUS_ID")
 }
 
 /// All memory of the GPU that a training in this environment uses.
@@ -113,23 +197,21 @@ fn first_visible_bytes(
 pub fn _gpu_memory_bytes(py: Python<'_>) -> Result<u64, Error> {
     py.detach(|| {
         let count = count()?;
-        let cards = ask(|nvml| {
-            let card = |index| {
-                let device = nvml.device_by_index(index)?;
-                Ok(Card {
-                    uuid: device.uuid()?,
-                    total_bytes: device.memory_info()?.total,
-                })
-            };
-            (0..count).map(card).collect()
-        })?;
-        let visible = std::env::var("CUDA_VISIBLE_DEVICES").ok();
-        let in_bus_order = std::env::var("CUDA_DEVICE_ORDER").is_ok_and(|order| order == "PCI_BUS_ID");
-        first_visible_bytes(cards, visible.as_deref(), in_bus_order).ok_or_else(|| {
-            Error::Unusable(format!(
+        let driver = ask(driver)?;
+        let devices = std::env::var("CUDA_VISIBLE_DEVICES").ok();
+        let order = std::env::var("CUDA_DEVICE_ORDER").ok();
+        let seen = visible(&driver.gpus, devices.as_deref(), is_bus_order(order.as_deref()));
+        let Some(first) = seen.first() else {
+            return Err(Error::Unusable(format!(
                 "CUDA_VISIBLE_DEVICES={} begins with none of the {count} GPUs that the driver reports. Set it to the \
                  number or the UUID of one (`nvidia-smi -L`), or unset it",
-                visible.unwrap_or_default()
+                devices.unwrap_or_default()
+            )));
+        };
+        first.total_bytes.ok_or_else(|| {
+            Error::Unusable(format!(
+                "the driver does not say how much memory the {} has: name a preset instead of \"auto\"",
+                first.name
             ))
         })
     })
@@ -139,7 +221,7 @@ pub fn _gpu_memory_bytes(py: Python<'_>) -> Result<u64, Error> {
 fn ask<T>(question: impl FnOnce(&Nvml) -> Result<T, NvmlError>) -> Result<T, Error> {
     open()
         .and_then(|nvml| question(&nvml))
-        .map_err(|error| explain(&error))
+        .map_err(|error| explain(&error).into())
 }
 
 fn open() -> Result<Nvml, NvmlError> {
@@ -154,51 +236,60 @@ fn open() -> Result<Nvml, NvmlError> {
     opened
 }
 
-fn explain(error: &NvmlError) -> Error {
+fn explain(error: &NvmlError) -> Fault {
     const CONTAINER: &str = "a container gets it when started with `--gpus all`";
     match error {
-        NvmlError::LibloadingError(error) => unusable(
+        NvmlError::LibloadingError(error) => fault(
             &format!("no such library ({error})"),
             &format!("Install the NVIDIA driver and see that `nvidia-smi` works ({CONTAINER})"),
         ),
-        NvmlError::FailedToLoadSymbol(symbol) => unusable(
+        NvmlError::FailedToLoadSymbol(symbol) => fault(
             &format!("a library that is too old, or not NVML ({symbol})"),
             "Update the NVIDIA driver",
         ),
-        NvmlError::DriverNotLoaded => unusable(
+        NvmlError::DriverNotLoaded => fault(
             "the library without a loaded driver",
             &format!(
                 "See what `nvidia-smi` says and load the driver, by a reboot if need be ({CONTAINER})"
             ),
         ),
-        NvmlError::LibRmVersionMismatch => unusable(
+        NvmlError::LibRmVersionMismatch => fault(
             "a library and a loaded driver of different versions",
             "Reboot after a driver update, and restart containers that were running during it",
         ),
-        NvmlError::NoPermission => unusable(
+        NvmlError::NoPermission => fault(
             "a driver that this user has no permission for",
             "See who may read and write `/dev/nvidia*`",
         ),
-        NvmlError::GpuLost => unusable(
+        NvmlError::GpuLost => fault(
             "that GPU 0 is lost: it fell off the bus",
             "See what `nvidia-smi` says, and reboot",
         ),
-        NvmlError::ResetRequired => unusable(
+        NvmlError::ResetRequired => fault(
             "that GPU 0 needs a reset",
             "See what `nvidia-smi` says, and reboot",
         ),
-        error => unusable(
+        error => fault(
             &format!("this error: {error}"),
             "See what `nvidia-smi` says",
         ),
     }
 }
 
-fn unusable(found: &str, mend: &str) -> Error {
-    Error::Unusable(format!(
-        "GPUMonitor expected an NVIDIA driver with its management library (NVML) and found {found}. \
-         {mend}, or do without GPUMonitor: training does not need it."
-    ))
+fn fault(found: &str, mend: &str) -> Fault {
+    Fault {
+        found: found.to_owned(),
+        mend: mend.to_owned(),
+    }
+}
+
+impl From<Fault> for Error {
+    fn from(Fault { found, mend }: Fault) -> Self {
+        Self::Unusable(format!(
+            "GPUMonitor expected an NVIDIA driver with its management library (NVML) and found {found}. \
+             {mend}, or do without GPUMonitor: training does not need it."
+        ))
+    }
 }
 
 const DOC: &str = "\
@@ -279,26 +370,34 @@ mod tests {
     }
 
     #[test]
-    fn the_gpu_that_is_used_is_the_first_visible_one() {
-        let card = |uuid: &str, gib: u64| Card {
-            uuid: uuid.to_owned(),
-            total_bytes: gib,
+    fn cuda_sees_what_is_named_up_to_a_word_that_names_nothing() {
+        let gpu = |index: u32, gib: u64| Gpu {
+            index,
+            name: "NVIDIA H200".to_owned(),
+            uuid: Some(format!("GPU-{index}abc-def")),
+            total_bytes: Some(gib << 30),
+            free_bytes: None,
+            processes: Vec::new(),
         };
-        let cards = vec![card("GPU-aa", 2), card("GPU-bb", 24), card("GPU-cc", 12)];
-        for (visible, in_bus_order, expected) in [
-            (None, true, Some(2)),
-            (None, false, Some(24)),
-            (Some("0"), true, Some(2)),
-            (Some("2,1"), true, Some(12)),
-            (Some(" 1 , 2"), false, Some(12)),
-            (Some("GPU-b,0"), false, Some(24)),
-            (Some("GPU-dd"), true, None),
-            (Some("3"), true, None),
-            (Some("-1"), true, None),
-            (Some(""), true, None),
+        let gpus = [gpu(0, 2), gpu(1, 24), gpu(2, 12)];
+        for (devices, in_bus_order, expected) in [
+            (None, true, vec![0, 1, 2]),
+            (None, false, vec![1, 2, 0]),
+            (Some("0,1,2"), true, vec![0, 1, 2]),
+            (Some("0"), false, vec![1]),
+            (Some("2, 0"), true, vec![2, 0]),
+            (Some("GPU-1"), true, vec![1]),
+            (Some("GPU-1abc-def,0"), true, vec![1, 0]),
+            (Some("1,7,0"), true, vec![1]),
+            (Some("-1"), true, vec![]),
+            (Some(""), true, vec![]),
+            (Some("NoDevFiles"), true, vec![]),
         ] {
-            let found = first_visible_bytes(cards.clone(), visible, in_bus_order);
-            assert_eq!(found, expected, "{visible:?} {in_bus_order}");
+            let seen: Vec<u32> = visible(&gpus, devices, in_bus_order)
+                .iter()
+                .map(|gpu| gpu.index)
+                .collect();
+            assert_eq!(seen, expected, "{devices:?} {in_bus_order}");
         }
     }
 
@@ -310,7 +409,7 @@ mod tests {
             NvmlError::NoPermission,
             NvmlError::Unknown,
         ] {
-            let text = explain(&error).to_string();
+            let text = Error::from(explain(&error)).to_string();
             for part in [
                 "expected an NVIDIA driver",
                 "and found ",

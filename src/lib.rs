@@ -14,6 +14,7 @@ mod interpreter;
 mod interrupt;
 mod models;
 mod plain_class;
+mod plan;
 mod process;
 mod progress;
 mod read_ahead;

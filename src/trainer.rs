@@ -14,6 +14,7 @@ mod freshness;
 mod log;
 mod netrc;
 mod options;
+mod plan;
 mod run;
 mod step;
 mod written_toml;
@@ -768,6 +769,7 @@ fn plain_class(py: Python<'_>) -> PyResult<&PlainClass> {
             wrap_pyfunction!(_launch_training, py)?,
             wrap_pyfunction!(_convert_for_comfyui, py)?,
             wrap_pyfunction!(train, py)?,
+            wrap_pyfunction!(plan::make, py)?,
             wrap_pyfunction!(cancel, py)?,
         ];
         PlainClass::new(py, "MusubiTraining", DOC, &methods)

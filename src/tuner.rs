@@ -101,6 +101,23 @@ impl MusubiTuner {
     }
 
     #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The repository that its Z-Image has the tokenizer from; `None` where its sources do not say.
+    #[must_use]
+    pub fn tokenizer_repository(&self) -> Option<String> {
+        let source = self.package().join("zimage/zimage_utils.py");
+        let text = std::fs::read_to_string(source).ok()?;
+        text.lines().find_map(|line| {
+            let (_, value) = line.strip_prefix("ZIMAGE_ID")?.split_once('=')?;
+            let quoted = value.trim().trim_matches(['"', '\'']);
+            quoted.contains('/').then(|| quoted.to_owned())
+        })
+    }
+
+    #[must_use]
     pub fn latents_script(&self) -> PathBuf {
         self.folder.join("zimage_cache_latents.py")
     }

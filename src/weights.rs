@@ -1,5 +1,7 @@
 //! Safetensors files by their headers: whole, cut, or something else in their place.
 
+pub mod kind;
+
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
@@ -54,6 +56,7 @@ pub fn inspect(path: &Path, mend: &str) -> Result<Weights, Error> {
     };
     let header_bytes = u64::from_le_bytes(*length);
     if header_bytes > LARGEST_HEADER_BYTES || beginning.get(8) != Some(&b'{') {
+        other_format(path, &beginning)?;
         return Ok(Weights::Unrecognised(
             "it does not begin with a safetensors header".to_owned(),
         ));
@@ -200,6 +203,27 @@ fn impostor(path: &Path, beginning: &[u8], found_bytes: u64) -> Result<(), Error
     Ok(())
 }
 
+/// Other formats that weights come in.
+fn other_format(path: &Path, beginning: &[u8]) -> Result<(), Error> {
+    const FORMATS: &[(&[u8], &str)] = &[
+        (b"GGUF", "a GGUF file"),
+        // Of `torch.save`: a zip, and before PyTorch 1.6 a pickle that begins with a number of its own.
+        (b"PK\x03\x04", "a PyTorch checkpoint (or another zip)"),
+        (b"\x80\x02\x8a\x0al\xfc\x9cF\xf9", "a PyTorch checkpoint"),
+    ];
+    match FORMATS
+        .iter()
+        .find(|(magic, _)| beginning.starts_with(magic))
+    {
+        None => Ok(()),
+        Some((_, format)) => Err(Error::Unusable(format!(
+            "{} is {format}, expected a safetensors file, the only format that Musubi Tuner reads here: download the \
+             model as .safetensors.",
+            path.display()
+        ))),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -272,6 +296,29 @@ mod tests {
             pointer.contains("git-lfs pointer") && pointer.contains("of 8044982048 bytes"),
             "{pointer}"
         );
+    }
+
+    #[test]
+    fn another_format_is_named_but_not_a_header_whose_length_looks_like_one() {
+        for (beginning, format) in [
+            (&b"GGUF\x03\0\0\0\x23\x01\0\0"[..], "a GGUF file"),
+            (b"PK\x03\x04\0\0\x08\x08\0\0", "a PyTorch checkpoint"),
+            (
+                b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.",
+                "a PyTorch checkpoint",
+            ),
+        ] {
+            let error = inspected("model", beginning).err().unwrap().to_string();
+            assert!(
+                error.contains(format) && error.contains("expected a safetensors file"),
+                "{error}"
+            );
+        }
+        // 0x0280 bytes of header.
+        let header = br#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#;
+        let header = [&header[..], &vec![b' '; 0x280 - header.len()]].concat();
+        let file = [&0x280_u64.to_le_bytes()[..], &header, &[0; 8]].concat();
+        assert!(matches!(inspected("whole", &file), Ok(Weights::Whole(_))));
     }
 
     #[test]

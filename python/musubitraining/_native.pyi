@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from musubitraining.plan import Plan
 from musubitraining.training_options import LaunchOptions, TrainingOptions
 
 __all__ = [
@@ -346,6 +347,51 @@ class MusubiTraining:
             DownloadError: the zip could not be had.
             zipfile.BadZipFile: what came is not a zip.
             subprocess.CalledProcessError: a step failed.
+            Cancelled: `cancel()` was called.
+        """
+
+    def plan(
+        self,
+        dataset_toml_content: str | None = None,
+        images_zip_url: _Path | None = None,
+        trigger_word: str | None = None,
+        *,
+        use_pre_cache: bool = True,
+        convert_for_comfyui: bool = True,
+        output_name: str = "output_lora_model",
+        max_train_steps: int = 2000,
+        seed: int = 42,
+        warm_start: bool = False,
+        native_convert: bool = False,
+        options: TrainingOptions | None = None,
+        launch_options: LaunchOptions | None = None,
+        dataset_options: Any = None,
+    ) -> Plan:
+        """Say what a run with these arguments will meet, before it starts.
+
+        That is paths, weights, packages, the tokenizer, the GPU, memory, disks, and what the server says of the zip.
+        Nothing is deleted, created or downloaded, and nothing of the tuner's is imported. It takes less than a second.
+
+        Args:
+            dataset_toml_content: as for `train`; it may be left out, as may the next two.
+            images_zip_url: as for `train`; a server is asked for size and type only, of what is here the names are read.
+            trigger_word: as for `train`.
+            use_pre_cache: as for `train`.
+            convert_for_comfyui: as for `train`.
+            output_name: as for `train`.
+            max_train_steps: as for `train`.
+            seed: as for `train`.
+            warm_start: as for `train`.
+            native_convert: as for `train`.
+            options: as for `train`.
+            launch_options: as for `train`.
+            dataset_options: as for `train`.
+
+        Returns:
+            Every check with its verdict, what was found, what was expected and the mend; and each step's command.
+
+        Raises:
+            TypeError: options are of another class.
             Cancelled: `cancel()` was called.
         """
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from musubitraining._native import DatasetLimits, Models
 from musubitraining.dataset_options import DatasetOptions
 from musubitraining.errors import CalledProcessError
+from musubitraining.plan import Check, Plan
 
 if TYPE_CHECKING:
     from musubitraining.training_options import LaunchOptions, Preset, TrainingOptions
@@ -14,10 +15,12 @@ if TYPE_CHECKING:
 __all__ = [
     "GPU",
     "CalledProcessError",
+    "Check",
     "DatasetLimits",
     "DatasetOptions",
     "LaunchOptions",
     "Models",
+    "Plan",
     "Preset",
     "TrainingOptions",
     "logger",

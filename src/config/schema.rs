@@ -169,6 +169,32 @@ impl DatasetConfig {
             .collect()
     }
 
+    /// The most pixels of an image, and the most images at once, that a dataset has.
+    #[must_use]
+    pub fn largest(&self) -> (u64, u64) {
+        // Musubi Tuner's own default.
+        const RESOLUTION: (i64, i64) = (960, 544);
+        let general = self.root.value("general").map(tables).unwrap_or_default();
+        let datasets = self.root.value("datasets").map(tables).unwrap_or_default();
+        let value = |dataset: &'_ Table, key: &str| {
+            let own = dataset.value(key).and_then(Value::resolution);
+            own.or_else(|| general.first()?.value(key)?.resolution())
+        };
+        let size = |dataset: &&Table| {
+            let (width, height) = value(dataset, "resolution").unwrap_or(RESOLUTION);
+            let batch = value(dataset, "batch_size").map_or(1, |(batch, _)| batch);
+            (
+                width.saturating_mul(height).unsigned_abs(),
+                batch.unsigned_abs(),
+            )
+        };
+        let sizes: Vec<(u64, u64)> = datasets.iter().map(size).collect();
+        (
+            sizes.iter().map(|(pixels, _)| *pixels).max().unwrap_or(0),
+            sizes.iter().map(|(_, batch)| *batch).max().unwrap_or(0),
+        )
+    }
+
     /// The cache folder of every image dataset, as it is written: `cache_directory`, else `image_directory`.
     #[must_use]
     pub fn cache_directories(&self) -> Vec<String> {

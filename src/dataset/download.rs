@@ -1,6 +1,7 @@
 //! The zip of photos, from its URL to a file: streamed, retried, resumed, and never two versions spliced.
 
 mod address;
+mod ask;
 mod encoding;
 mod failure;
 mod partial;
@@ -21,6 +22,7 @@ use super::archive::{Arrival, Zip};
 use crate::error::Error;
 use crate::task::{LogLine, Task};
 pub use address::{RedactedUrl, invalid};
+pub use ask::{Answer, ask};
 use encoding::undo_encodings;
 use failure::{Failure, Stop};
 use partial::{Partial, Version, continues, is_whole, text};

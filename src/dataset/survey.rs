@@ -10,7 +10,6 @@ use crate::task::Cancel;
 
 /// What is in a zip or a folder that is here, as far as its directory tells.
 #[derive(Debug, PartialEq, Eq)]
-#[allow(dead_code)]
 pub struct Survey {
     pub photos: usize,
     /// Of them, those with a text beside them.
@@ -25,7 +24,6 @@ pub struct Survey {
 ///
 /// # Errors
 /// As [`prepare`].
-#[allow(dead_code)]
 pub fn survey(
     photos: Photos<'_>,
     options: &Options,

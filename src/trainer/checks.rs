@@ -10,6 +10,7 @@ use crate::config::DatasetConfig;
 use crate::error::Error;
 use crate::task::Cancel;
 use crate::tuner::{MusubiTuner, Script};
+use crate::weights::kind::{self, Role};
 use crate::weights::{self, Weights};
 use crate::{adapter, disk, interpreter, interrupt};
 
@@ -82,7 +83,10 @@ pub fn pre_cache(slf: &Bound<'_, PyAny>) -> PyResult<Vec<String>> {
     exists("VAE weights not found", &vae)?;
     exists("Text encoder weights not found", &text_encoder)?;
     options::check(slf, &clone, Script::CacheTextEncoderOutputs)?;
-    recognise(slf.py(), [vae, text_encoder])
+    recognise(
+        slf.py(),
+        vec![(Role::Vae, vae), (Role::TextEncoder, text_encoder)],
+    )
 }
 
 /// What `_launch_training` needs.
@@ -97,15 +101,15 @@ pub fn launch_training(slf: &Bound<'_, PyAny>) -> PyResult<Vec<String>> {
     }
     let clone = clone_of(slf)?;
     exists("Musubi training script not found", &clone.training_script())?;
-    let mut fields = vec!["DiT", "ae", "text_encoder"];
+    let mut roles = vec![Role::Dit, Role::Vae, Role::TextEncoder];
     if options::merge_base_weights(slf)? {
-        fields.push("base_weights");
+        roles.push(Role::Adapter);
     }
-    let files = fields
+    let files = roles
         .into_iter()
-        .map(|field| weights_of(slf, field))
+        .map(|role| Ok((role, weights_of(slf, role.field())?)))
         .collect::<PyResult<Vec<_>>>()?;
-    for file in &files {
+    for (_, file) in &files {
         exists("Model weights not found", file)?;
     }
     let mut warnings = options::check(slf, &clone, Script::Train)?;
@@ -121,19 +125,17 @@ pub fn conversion_script(slf: &Bound<'_, PyAny>) -> PyResult<()> {
     )?)
 }
 
-/// What is odd about weights; an error when they are certainly none.
-fn recognise(
-    py: Python<'_>,
-    files: impl IntoIterator<Item = PathBuf> + Send,
-) -> PyResult<Vec<String>> {
+/// What is odd about weights; an error when they are certainly none, or of another model.
+fn recognise(py: Python<'_>, files: Vec<(Role, PathBuf)>) -> PyResult<Vec<String>> {
     interrupt::run_quietly(py, &Cancel::default(), |_| {
         let mut warnings = Vec::new();
-        for file in files {
-            if let Weights::Unrecognised(why) = weights::inspect(&file, weights::DOWNLOAD_AGAIN)? {
-                warnings.push(format!(
+        for (role, file) in files {
+            match weights::inspect(&file, weights::DOWNLOAD_AGAIN)? {
+                Weights::Whole(metadata) => kind::require(&file, &metadata, role)?,
+                Weights::Unrecognised(why) => warnings.push(format!(
                     "{} does not look like weights: {why}. Expected a safetensors file; going on, the tuner will judge.",
                     file.display()
-                ));
+                )),
             }
         }
         Ok(warnings)

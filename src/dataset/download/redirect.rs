@@ -1,7 +1,7 @@
 //! Where an answer sends the request on to, and whether the password may go there.
 
 use reqwest::header;
-use reqwest::{Client, Response, Url};
+use reqwest::{Client, RequestBuilder, Response, Url};
 
 use super::address::host_of;
 use super::failure::Failure;
@@ -16,18 +16,31 @@ pub async fn follow(
     resumption: Option<&(String, String)>,
     redirects: usize,
 ) -> Result<Response, Failure> {
+    follow_with(url, redirects, |at| {
+        // Without an encoding of the way the bytes are the file's, and can be resumed.
+        let request = client.get(at).header(header::ACCEPT_ENCODING, "identity");
+        match resumption {
+            None => request,
+            Some((range, validator)) => request
+                .header(header::RANGE, range)
+                .header(header::IF_RANGE, validator),
+        }
+    })
+    .await
+}
+
+/// [`follow`] with requests of another kind.
+///
+/// # Errors
+/// As [`follow`].
+pub async fn follow_with(
+    url: &Url,
+    redirects: usize,
+    request: impl Fn(Url) -> RequestBuilder,
+) -> Result<Response, Failure> {
     let mut at = url.clone();
     for _ in 0..=redirects {
-        // Without an encoding of the way the bytes are the file's, and can be resumed.
-        let mut request = client
-            .get(at.clone())
-            .header(header::ACCEPT_ENCODING, "identity");
-        if let Some((range, validator)) = resumption {
-            request = request
-                .header(header::RANGE, range)
-                .header(header::IF_RANGE, validator);
-        }
-        let response = request.send().await.map_err(|error| {
+        let response = request(at.clone()).send().await.map_err(|error| {
             let failure = Failure::request(&error);
             if host_of(&at) == host_of(url) {
                 failure
