@@ -105,11 +105,12 @@ impl MusubiTuner {
         &self.folder
     }
 
-    /// The repository that its Z-Image has the tokenizer from; `None` where its sources do not say.
+    /// The repository that its Z-Image loads the tokenizer from; `None` where its sources do not say so.
     #[must_use]
     pub fn tokenizer_repository(&self) -> Option<String> {
         let source = self.package().join("zimage/zimage_utils.py");
         let text = std::fs::read_to_string(source).ok()?;
+        text.contains("from_pretrained(").then_some(())?;
         text.lines().find_map(|line| {
             let (_, value) = line.strip_prefix("ZIMAGE_ID")?.split_once('=')?;
             let quoted = value.trim().trim_matches(['"', '\'']);

@@ -56,10 +56,10 @@ pub fn inspect(path: &Path, mend: &str) -> Result<Weights, Error> {
     };
     let header_bytes = u64::from_le_bytes(*length);
     if header_bytes > LARGEST_HEADER_BYTES || beginning.get(8) != Some(&b'{') {
-        other_format(path, &beginning)?;
-        return Ok(Weights::Unrecognised(
-            "it does not begin with a safetensors header".to_owned(),
-        ));
+        return Ok(Weights::Unrecognised(match other_format(&beginning) {
+            Some(format) => format!("it is {format}, which Musubi Tuner does not read"),
+            None => "it does not begin with a safetensors header".to_owned(),
+        }));
     }
     if 8 + header_bytes > found_bytes {
         return Err(cut(
@@ -204,24 +204,17 @@ fn impostor(path: &Path, beginning: &[u8], found_bytes: u64) -> Result<(), Error
 }
 
 /// Other formats that weights come in.
-fn other_format(path: &Path, beginning: &[u8]) -> Result<(), Error> {
+fn other_format(beginning: &[u8]) -> Option<&'static str> {
     const FORMATS: &[(&[u8], &str)] = &[
         (b"GGUF", "a GGUF file"),
         // Of `torch.save`: a zip, and before PyTorch 1.6 a pickle that begins with a number of its own.
         (b"PK\x03\x04", "a PyTorch checkpoint (or another zip)"),
         (b"\x80\x02\x8a\x0al\xfc\x9cF\xf9", "a PyTorch checkpoint"),
     ];
-    match FORMATS
+    let (_, format) = FORMATS
         .iter()
-        .find(|(magic, _)| beginning.starts_with(magic))
-    {
-        None => Ok(()),
-        Some((_, format)) => Err(Error::Unusable(format!(
-            "{} is {format}, expected a safetensors file, the only format that Musubi Tuner reads here: download the \
-             model as .safetensors.",
-            path.display()
-        ))),
-    }
+        .find(|(magic, _)| beginning.starts_with(magic))?;
+    Some(format)
 }
 
 #[cfg(test)]
@@ -308,11 +301,10 @@ mod tests {
                 "a PyTorch checkpoint",
             ),
         ] {
-            let error = inspected("model", beginning).err().unwrap().to_string();
-            assert!(
-                error.contains(format) && error.contains("expected a safetensors file"),
-                "{error}"
-            );
+            let Ok(Weights::Unrecognised(why)) = inspected("model", beginning) else {
+                panic!("{format} is not told")
+            };
+            assert!(why.contains(format), "{why}");
         }
         // 0x0280 bytes of header.
         let header = br#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#;

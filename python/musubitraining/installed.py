@@ -1,7 +1,7 @@
 """What an interpreter has installed, by metadata alone: nothing of it is imported.
 
-`python installed.py JSON`, with the distributions and the packages that are asked for: run by the interpreter that is to
-run Musubi Tuner's scripts, in their environment. Standard library alone, any Python from 3.8.
+`python installed.py JSON`, with the distributions and the packages that are asked for: run by the interpreter that is
+to run Musubi Tuner's scripts, in their environment. Standard library alone, any Python from 3.8.
 """
 
 import json
