@@ -34,6 +34,17 @@ pub struct Check {
     pub mend: String,
 }
 
+impl Check {
+    /// For an error or a line of the log.
+    #[must_use]
+    pub fn in_words(&self) -> String {
+        format!(
+            "{}: {}; expected {}. To mend it: {}",
+            self.name, self.found, self.expected, self.mend
+        )
+    }
+}
+
 /// A check that has no answer yet.
 #[derive(Clone, Debug)]
 pub struct Question {

@@ -13,16 +13,16 @@ import textwrap
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import musubitraining
 import pytest
 from harness.library import Workspace
+from harness.photos import jpeg, make_zip
 from harness.scenario import Work
 from harness.server import redirect, silent, status
 from harness.tuner import CONVERT, LATENTS, TEXT, TRAIN, install_accelerate
-from musubitraining import Check, Plan
+from musubitraining import Check, LaunchOptions, Plan, TrainingOptions
 from musubitraining.demo.weights import TUNER, write_weights
 from musubitraining.main import Models, MusubiTraining
 from test_gpu import STAND_IN, build, real_nvml
@@ -165,7 +165,7 @@ def trainer(workspace: Workspace, kind: Any = MusubiTraining, **changes: Any) ->
     return kind(**Work(str(workspace.root), workspace.url, workspace.toml, {}).arguments(**changes))
 
 
-def plan(workspace: Workspace, *, of: Any = None, url: str | None = "", toml: str = "", **options: Any) -> Plan:
+def plan(workspace: Workspace, *, of: Any = None, url: str | Path | None = "", toml: str = "", **options: Any) -> Plan:
     url = workspace.url if url == "" else url
     made: Plan = (of or trainer(workspace)).plan(toml or workspace.toml, url, "word", **options)
     return made
@@ -450,17 +450,81 @@ def test_another_clone_s_package_in_the_way_is_a_warning(place: Workspace, monke
 
 
 def test_options_decide_what_is_needed(place: Workspace) -> None:
-    """Any object with the attributes."""
     uninstall(place, "bitsandbytes")
     of = trainer(place)
-    other = SimpleNamespace(optimizer_type="AdamW", attention="xformers", base_weights=None, resume="/no/state")
+    other = TrainingOptions(optimizer_type="AdamW", attention="xformers", split_attn=True, base_weights=None)
     (place.models / ADAPTER).unlink()
     found = plan(place, of=of, url=None, options=other)
-    assert {error.name for error in found.errors} == {"package xformers", "resume"}
+    assert {error.name for error in found.errors} == {"package xformers"}
     assert row(found, "DiT and adapter").verdict == "ok"
+    assert not hasattr(of, "options")
     # Those of the trainer, where the call has none.
     of.options = other
     assert row(plan(place, of=of, url=None), "package xformers").verdict == "error"
+    assert row(plan(place, of=of, url=None, options=TrainingOptions()), "package bitsandbytes").verdict == "error"
+
+
+def test_a_turbo_without_an_adapter_is_a_warning(place: Workspace) -> None:
+    turbo = "z_image_turbo_bf16.safetensors"
+    (place.models / DIT).rename(place.models / turbo)
+    of = trainer(place, models_for_training=Models(DiT=turbo))
+    assert row(plan(place, of=of, url=None), "DiT and adapter").verdict == "ok"
+    without = plan(place, of=of, url=None, options=TrainingOptions(base_weights=None))
+    assert row(without, "DiT and adapter").verdict == "warning"
+
+
+def test_options_that_the_clone_does_not_take_or_that_surprise_are_told(place: Workspace) -> None:
+    state = place.root / "lora-state"
+    state.mkdir()
+    resumed = plan(place, url=None, options=TrainingOptions(resume=state))
+    assert row(resumed, "options").verdict == "warning"
+    assert "from 0 again" in row(resumed, "options").found
+    state.rmdir()
+    assert row(plan(place, url=None, options=TrainingOptions(resume=state)), "options").verdict == "error"
+    with pytest.raises(TypeError):
+        plan(place, options={"resume": state})
+
+
+def test_a_launcher_s_configuration_that_is_meant_is_no_warning(place: Workspace) -> None:
+    accelerate_configuration(place)
+    found = plan(place, url=None, launch_options=LaunchOptions(num_processes=2))
+    assert row(found, "accelerate configuration").verdict == "ok"
+    assert "--num_processes" in found.commands["train"]
+
+
+# ---- photos that are here ---------------------------------------------------------------------------------------
+
+
+def test_photos_that_are_here_are_counted_and_not_touched(place: Workspace) -> None:
+    folder = place.root / "photos"
+    folder.mkdir()
+    zipped = place.root / "photos.zip"
+    zipped.write_bytes(make_zip(("a.jpg", jpeg()), ("a.txt", b"a cat"), ("b.png", b"other")))
+    (folder / "a.jpg").write_bytes(jpeg())
+    (folder / "a.txt").write_text("a cat")
+    before = snapshot(place.root)
+    for source in (folder, str(folder), zipped, zipped.as_uri()):
+        check = row(plan(place, url=source), "photos")
+        assert check.verdict == "ok", check
+        assert "1 photos (1 with a text beside them)" in check.found
+    assert snapshot(place.root) == before
+
+
+@pytest.mark.parametrize(
+    ("arrange", "part"),
+    [
+        (lambda path: path.mkdir(), "0 photos"),
+        (lambda path: path.write_bytes(b"not a zip"), "not a zip"),
+        (lambda path: os.mkfifo(path), "is a pipe"),
+        (lambda path: None, "nothing is at"),
+    ],
+)
+def test_what_is_here_and_has_no_photos_is_an_error(
+    place: Workspace, arrange: Callable[[Path], Any], part: str
+) -> None:
+    arrange(place.root / "photos")
+    check = row(plan(place, url=str(place.root / "photos")), "photos")
+    assert (check.verdict, part in check.found) == ("error", True), check
 
 
 # ---- servers ----------------------------------------------------------------------------------------------------
@@ -642,6 +706,39 @@ def test_train_refuses_weights_of_another_model_before_it_touches_anything(
     assert place.server.requests == []
     assert place.tuner.calls() == []
     assert {file: (place.training / file).read_bytes() for file in old} == old
+
+
+def test_train_refuses_a_missing_tokenizer_that_must_not_be_fetched(
+    place: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_tokenizer(place)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(RuntimeError, match=r"refs/main.*Tongyi-MAI/Z-Image.*hf download"):
+        trainer(place).train(place.toml, place.url, "word")
+    assert (place.server.requests, place.tuner.calls()) == ([], [])
+    # Not for a run that does not need it, nor for a clone whose sources do not ask for it.
+    assert trainer(place).train(place.toml, place.url, "word", use_pre_cache=False)
+    (place.root / "musubi/src/musubi_tuner/zimage/zimage_utils.py").unlink()
+    assert trainer(place).train(place.toml, place.url, "word")
+
+
+def test_train_refuses_an_output_folder_that_is_a_file(place: Workspace) -> None:
+    of = trainer(place)
+    a_file_as_output(place)
+    with pytest.raises(RuntimeError, match=r"output folder: .*is not a folder"):
+        of.train(place.toml, place.url, "word")
+    assert (place.server.requests, place.tuner.calls()) == ([], [])
+
+
+def test_train_warns_of_an_environment_that_ends_or_multiplies_a_training(
+    place: Workspace, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accelerate_configuration(place)
+    monkeypatch.setenv("TQDM_ASCII", "1")
+    assert trainer(place).train(place.toml, place.url, "word")
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    for part in ("ZeroDivisionError", "MULTI_GPU"):
+        assert any(part in warning and warning.startswith("[pipeline] ") for warning in warnings), warnings
 
 
 def test_train_lets_pass_what_is_not_known(place: Workspace) -> None:

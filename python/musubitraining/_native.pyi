@@ -374,7 +374,7 @@ class MusubiTraining:
 
         Args:
             dataset_toml_content: as for `train`; it may be left out, as may the next two.
-            images_zip_url: as for `train`; a server is asked for size and type only, of what is here the names are read.
+            images_zip_url: as for `train`; a server is asked for size and type only, of what is here names are read.
             trigger_word: as for `train`.
             use_pre_cache: as for `train`.
             convert_for_comfyui: as for `train`.

@@ -4,12 +4,14 @@
 to run Musubi Tuner's scripts, in their environment. Standard library alone, any Python from 3.8.
 """
 
+from __future__ import annotations
+
 import json
 import sys
 from importlib import metadata, util
 
 
-def version_of(distribution):
+def version_of(distribution: str) -> str | None:
     """Return the version of a distribution, or None where there is none that can be read."""
     try:
         return metadata.version(distribution)
@@ -17,7 +19,7 @@ def version_of(distribution):
         return None
 
 
-def place_of(package):
+def place_of(package: str) -> str | None:
     """Return the folder or file of a top-level package, or None where there is none."""
     try:
         spec = util.find_spec(package)
@@ -29,7 +31,7 @@ def place_of(package):
     return next((place for place in places if place), "built in")
 
 
-def main():
+def main() -> None:
     """Print one line of JSON."""
     # This file's folder: a script of Musubi Tuner's does not have it.
     del sys.path[0]

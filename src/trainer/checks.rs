@@ -1,13 +1,17 @@
 //! What can be known before anything is deleted or fetched.
 
 use std::collections::BTreeSet;
+use std::env;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use pyo3::prelude::*;
 
-use super::{absolute, clone_of, options, path_of, weights_of};
+use super::plan::settings_of;
+use super::{absolute, clone_of, is_replaced, options, path_of, weights_of};
 use crate::config::DatasetConfig;
 use crate::error::Error;
+use crate::plan::{self, Check, Verdict};
 use crate::task::Cancel;
 use crate::tuner::{MusubiTuner, Script};
 use crate::weights::kind::{self, Role};
@@ -65,12 +69,49 @@ pub fn everything(slf: &Bound<'_, PyAny>, steps: &[Step]) -> PyResult<BTreeSet<S
             Step::PreCache => warnings.extend(pre_cache(slf)?),
             Step::LaunchTraining => {
                 warnings.extend(launch_training(slf)?);
-                warnings.extend(space(&absolute(&path_of(slf, "absolute_path_output")?)?));
+                let output = absolute(&path_of(slf, "absolute_path_output")?)?;
+                if !is_replaced(slf, "_run_cmd")? {
+                    refuse(&plan::folders::writable("output folder", &output))?;
+                }
+                warnings.extend(space(&output));
+                let settings = settings_of(slf)?;
+                let odd = plan::environment::check(&environment_of_host(), &settings);
+                let odd = odd.iter().filter(|check| check.verdict != Verdict::Ok);
+                warnings.extend(odd.map(Check::in_words));
             }
             Step::ConvertForComfyui => conversion_script(slf)?,
         }
     }
     Ok(warnings)
+}
+
+/// # Errors
+/// [`Error::Unusable`] for what has failed.
+fn refuse(check: &Check) -> Result<(), Error> {
+    match check.verdict {
+        Verdict::Error => Err(Error::Unusable(check.in_words())),
+        _ => Ok(()),
+    }
+}
+
+fn environment_of_host() -> plan::Environment {
+    let lossy = |text: OsString| text.to_string_lossy().into_owned();
+    env::vars_os()
+        .map(|(name, value)| (lossy(name), lossy(value)))
+        .collect()
+}
+
+/// A tokenizer that the clone's sources ask for, that is not there, and that must not be fetched.
+fn tokenizer(slf: &Bound<'_, PyAny>, clone: &MusubiTuner) -> PyResult<()> {
+    let environment = environment_of_host();
+    if is_replaced(slf, "_run_cmd")? || !plan::tokenizer::is_offline(&environment) {
+        return Ok(());
+    }
+    if let Some(repository) = clone.tokenizer_repository() {
+        let found = plan::tokenizer::look(&repository, clone.folder(), &environment);
+        refuse(&plan::tokenizer::check(&repository, &found, None))?;
+    }
+    Ok(())
 }
 
 /// What `_pre_cache` needs.
@@ -83,6 +124,7 @@ pub fn pre_cache(slf: &Bound<'_, PyAny>) -> PyResult<Vec<String>> {
     exists("VAE weights not found", &vae)?;
     exists("Text encoder weights not found", &text_encoder)?;
     options::check(slf, &clone, Script::CacheTextEncoderOutputs)?;
+    tokenizer(slf, &clone)?;
     recognise(
         slf.py(),
         vec![(Role::Vae, vae), (Role::TextEncoder, text_encoder)],

@@ -138,10 +138,16 @@ fn with_options<'py>(
     Ok(twin)
 }
 
-/// What decides checks, of any objects that have the attributes.
-fn settings(training: Option<&Bound<'_, PyAny>>, launch: Option<&Bound<'_, PyAny>>) -> Settings {
+/// What of a trainer's options decides checks.
+///
+/// # Errors
+/// What Python raises.
+pub fn settings_of(trainer: &Bound<'_, PyAny>) -> PyResult<Settings> {
+    let training = options::of(trainer, Kind::Training)?;
+    let launch = options::of(trainer, Kind::Launch)?;
+    let (training, launch) = (training.as_ref(), launch.as_ref());
     let usual = Settings::default();
-    Settings {
+    Ok(Settings {
         network_dim: value(training, "network_dim").unwrap_or(usual.network_dim),
         optimizer_type: value(training, "optimizer_type").unwrap_or(usual.optimizer_type),
         attention: value(training, "attention").unwrap_or(usual.attention),
@@ -160,7 +166,7 @@ fn settings(training: Option<&Bound<'_, PyAny>>, launch: Option<&Bound<'_, PyAny
             Some(ids.join(","))
         }),
         config_file: value(launch, "config_file"),
-    }
+    })
 }
 
 /// The value of an option that is there and not None.
@@ -396,11 +402,9 @@ impl<'py> Planned<'_, 'py> {
         photos: Option<Photos>,
     ) -> PyResult<Asked> {
         let py = self.py();
-        let training = options::of(self.trainer, Kind::Training)?;
-        let launch = options::of(self.trainer, Kind::Launch)?;
         let settings = Settings {
             max_train_steps: arguments.max_train_steps.parse().unwrap_or(u64::MAX),
-            ..settings(training.as_ref(), launch.as_ref())
+            ..settings_of(self.trainer)?
         };
         let clone = clone_of(self.trainer)?;
         let folder = |attribute| absolute(&path_of(self.trainer, attribute)?);
