@@ -956,6 +956,14 @@ mod tests {
     }
 
     fn run(folder: &Path, url: &str) -> (Result<(), Error>, Receiver<LogLine>) {
+        run_of(folder, Photos::Text(url), &Options::default())
+    }
+
+    fn run_of(
+        folder: &Path,
+        photos: Photos<'_>,
+        options: &Options,
+    ) -> (Result<(), Error>, Receiver<LogLine>) {
         let (task, said) = task();
         let patience = Patience {
             first_pause: std::time::Duration::from_millis(1),
@@ -964,9 +972,9 @@ mod tests {
         };
         let source = Source {
             toml_text: TOML,
-            photos: Photos::Text(url),
+            photos,
             trigger_word: "sks",
-            options: &Options::default(),
+            options,
             buckets: &[],
         };
         (
@@ -1404,18 +1412,33 @@ mod tests {
 
         use super::*;
 
-        /// Taken out on the way or all at the end: it is the same folder, or the same refusal.
         fn holds(zip: &[u8]) -> Result<(), TestCaseError> {
-            let images = |server: Server| {
+            let all = Options {
+                captions: Captions::Files { default: None },
+                extensions: Extensions::of(EXTENSIONS).unwrap(),
+                ..Options::default()
+            };
+            holds_for(zip, &Options::default())?;
+            holds_for(zip, &all)
+        }
+
+        /// Taken out on the way, all at the end or read where it lies: it is the same folder, or the same refusal.
+        fn holds_for(zip: &[u8], options: &Options) -> Result<(), TestCaseError> {
+            let images = |photos: Photos<'_>| {
                 let folder = tempfile::tempdir().unwrap();
-                let result = run(folder.path(), &server.url()).0;
+                let result = run_of(folder.path(), photos, options).0;
                 let images = Layout::new(folder.path()).images();
                 result
                     .map(|()| tree(&images))
                     .map_err(|error| std::mem::discriminant(&error))
             };
-            let at_the_end = images(Server::start(vec![ok(GZIP, &gzipped(zip))]));
-            prop_assert_eq!(&images(Server::start(vec![ok("", zip)])), &at_the_end);
+            let served = |reply| images(Photos::Text(&Server::start(vec![reply]).url()));
+            let at_the_end = served(ok(GZIP, &gzipped(zip)));
+            prop_assert_eq!(&served(ok("", zip)), &at_the_end);
+            let mut here = tempfile::NamedTempFile::new().unwrap();
+            here.write_all(zip).unwrap();
+            prop_assert_eq!(&images(Photos::Path(here.path())), &at_the_end);
+            prop_assert_eq!(fs::read(here.path()).unwrap(), zip);
             let Ok(images) = at_the_end else {
                 return Ok(());
             };
@@ -1424,7 +1447,12 @@ mod tests {
                 .filter(|name| name.strip_suffix(".txt").is_none());
             for photo in photos.clone() {
                 let caption = images.get(&format!("{}.txt", photo.rsplit_once('.').unwrap().0));
-                prop_assert_eq!(caption.map(Vec::as_slice), Some(b"sks".as_slice()));
+                let caption = caption.map(|caption| String::from_utf8(caption.clone()).unwrap());
+                let expected = match &options.captions {
+                    Captions::TriggerWord => caption.as_deref() == Some("sks"),
+                    Captions::Files { .. } => caption.is_some_and(|it| it.starts_with("sks")),
+                };
+                prop_assert!(expected, "{photo}");
             }
             prop_assert_eq!(images.len(), 2 * photos.count());
             Ok(())
@@ -1442,13 +1470,14 @@ mod tests {
 
         /// Of few letters, so that they meet.
         fn name() -> impl Strategy<Value = String> {
-            "(b/|__MACOSX/)?[aAb]{1,2}(_2|é|E\u{301})?\\.(jpg|JPG|jpeg|txt)"
+            "(b/|__MACOSX/)?[aAb]{1,2}(_2|é|E\u{301})?\\.(jpg|JPG|jpeg|png|txt|TXT)"
         }
 
         fn content() -> impl Strategy<Value = Vec<u8>> {
             prop_oneof![
                 4 => any::<u8>().prop_map(shaded_jpeg),
                 1 => Just(b"fake".to_vec()),
+                1 => Just(b"sks in Windows-1252: \xe9".to_vec()),
                 1 => Just(Vec::new()),
             ]
         }
