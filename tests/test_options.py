@@ -904,6 +904,18 @@ def test_what_a_clone_lacks_is_named_before_anything_is_touched(
     assert is_untouched(workspace)
 
 
+def test_the_script_that_caches_captions_is_judged_by_its_own_parser(workspace: Workspace) -> None:
+    package = clone(workspace)
+    text = (package / TEXT).read_text()
+    assert "'--fp8_llm'" in text
+    (package / TEXT).write_text(text.replace("'--fp8_llm'", "'--fp8_of_another_name'"))
+    made = trainer(workspace, options=TrainingOptions(fp8_llm=True))
+    with pytest.raises(ValueError, match=f"{TEXT} of the Musubi Tuner in .* has no --fp8_llm"):
+        train(workspace, made)
+    assert is_untouched(workspace)
+    train(workspace, made, use_pre_cache=False)
+
+
 def test_a_call_without_options_is_not_judged(workspace: Workspace) -> None:
     clone(workspace, without=("--gradient_checkpointing", "--fp8_llm"))
     train(workspace)

@@ -90,5 +90,27 @@ def test_the_trainings_weights_are_read_once_the_caching_has_read_its_own(place:
     assert run.logged("[pipeline] weights read ahead: ")
 
 
+def train_without_base_weights(work: Work) -> str:
+    from musubitraining import TrainingOptions
+
+    return work.train(use_pre_cache=False, options=TrainingOptions(base_weights=None))
+
+
+def test_base_weights_that_are_not_merged_are_not_read(place: Workspace) -> None:
+    model = cold(place.models / "z_image_de_turbo_v1_bf16.safetensors", 8)
+    base_weights = cold(place.models / "zimage_turbo_training_adapter_v2.safetensors", 16)
+    photos = content(photo_zip())
+
+    def once_the_model_is_read(exchange: Exchange) -> None:
+        places = iter(range(8 * MEBIBYTE - 5000, 0, -5000))
+        assert wait_until(lambda: is_cached(model, next(places, 0)), 30)
+        photos(exchange)
+
+    place.url = place.server.on("/photos.zip", once_the_model_is_read)
+    place.run(OURS, train_without_base_weights).ok()
+    # Where the next file would have been read first.
+    assert not is_cached(base_weights, 2 * MEBIBYTE)
+
+
 def test_where_there_is_nothing_to_read_nothing_is_said(place: Workspace) -> None:
     assert not place.run(OURS, train).ok().logged("read ahead")

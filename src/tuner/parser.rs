@@ -207,9 +207,12 @@ impl<'a> Source<'a> {
     }
 
     fn strings_in(&self, range: &Range<usize>) -> Vec<&'a str> {
-        self.strings
+        let first = self
+            .strings
+            .partition_point(|string| string.start < range.start);
+        self.strings[first..]
             .iter()
-            .filter(|string| range.start <= string.start && string.end <= range.end)
+            .take_while(|string| string.end <= range.end)
             .map(|string| &self.text[string.clone()])
             .collect()
     }
