@@ -256,9 +256,9 @@ class TrainingOptions(_CommandLine):
 
     `MusubiTraining(…, options=TrainingOptions(network_dim=32))` or `train(…, options=…)`, which goes before. The
     defaults are the settings of TechTrash_MusubiTraining 0.0.11; steps, seed and output name are arguments of `train`.
-    What is None or False is not said, so that Musubi Tuner's own default holds, which is named here as of its v0.3.4;
-    names, types and ranges come from its parser and its code, or from where they say. `dataclasses.replace` makes
-    changed copies, of a preset too.
+    What is None or False is not said, so that Musubi Tuner's own default holds; in brackets stand type and range, then
+    that default. Names, types, ranges and defaults are of the parser and the code of its v0.3.4, where no other source
+    is named. `dataclasses.replace` makes changed copies, of a preset too.
 
     Attributes:
         attention: "sdpa" (default), or "flash_attn", "flash3", "xformers" with the package of that name; "xformers"
@@ -344,7 +344,7 @@ class TrainingOptions(_CommandLine):
         save_every_n_epochs: likewise.
         save_last_n_steps: delete those that are so many steps old (int, at least 1; none); needs `save_every_n_steps`.
         save_last_n_epochs: keep so many (int, at least 1; all); needs `save_every_n_epochs`.
-        save_state: save with each what `resume` needs (bool; 2 to 4 times the size of the LoRA).
+        save_state: save with each what `resume` needs (bool).
         save_state_on_train_end: at the end only (bool).
         save_last_n_steps_state: as `save_last_n_steps`, for the states; needs `save_state`.
         save_last_n_epochs_state: as `save_last_n_epochs`, for the states; needs `save_state`.
@@ -363,8 +363,8 @@ class TrainingOptions(_CommandLine):
         log_tracker_config: its configuration (path of a file).
         wandb_run_name: (str). The key comes from WANDB_API_KEY in the environment.
         log_config: log the settings too (bool).
-        training_comment: in the LoRA's metadata (str), as are the next seven.
-        no_metadata: leave most of it out (bool).
+        no_metadata: leave most of the LoRA's metadata out (bool).
+        training_comment: in these metadata (str), as are the next seven.
         metadata_title: (str; the output name).
         metadata_author: (str).
         metadata_description: (str).
