@@ -1,8 +1,9 @@
 //! What blocking work is given: a way to say something to its caller, and to learn that it is no longer wanted.
 
-use std::sync::mpsc::SyncSender;
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::error::Error;
 
@@ -11,6 +12,35 @@ use crate::error::Error;
 pub enum Level {
     Info,
     Warning,
+}
+
+/// How often waiting work looks for its cancellation; the promise is 100 ms.
+const CANCEL_POLL: Duration = Duration::from_millis(50);
+
+/// Does what cannot be interrupted on a thread of its own, which is left alone when it takes longer than `limit`, or is no
+/// longer wanted: then there is no answer.
+///
+/// # Errors
+/// [`Error::Cancelled`]; [`Error::Unusable`] when there are no more threads.
+pub fn within<T: Send + 'static>(
+    limit: Duration,
+    cancel: &Cancel,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<Option<T>, Error> {
+    let until = Instant::now() + limit;
+    let (sender, receiver) = sync_channel(1);
+    thread::Builder::new()
+        // Nobody may want it any more.
+        .spawn(move || drop(sender.send(work())))
+        .map_err(|error| Error::Unusable(format!("cannot start a thread: {error}")))?;
+    loop {
+        cancel.check()?;
+        match receiver.recv_timeout(CANCEL_POLL) {
+            Ok(answer) => return Ok(Some(answer)),
+            Err(RecvTimeoutError::Timeout) if Instant::now() < until => {}
+            Err(_) => return Ok(None),
+        }
+    }
 }
 
 /// One line for the `musubitraining` logger.

@@ -242,6 +242,13 @@ def test_the_commands_are_those_that_train_runs(
     assert (renamed in found.commands["train"]) == (adapter is IN_DIFFUSERS_NAMING)
 
 
+def test_relative_paths_count_from_the_current_folder(place: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place.root)
+    folders = ("models", "training", "output", "musubi")
+    relative = MusubiTraining("models", Models(), *folders[1:])
+    assert relative.plan(place.toml).commands == trainer(place).plan(place.toml).commands
+
+
 def test_a_step_that_is_replaced_is_not_looked_at(place: Workspace) -> None:
     class Mine(MusubiTraining):
         def _launch_training(self, dataset_toml_path: Any, **_: Any) -> str:
@@ -675,6 +682,33 @@ def test_the_gpu(place: Workspace, nvml: Path, environment: dict[str, str], name
     assert done.returncode == 0, done.stderr
     checks = [check for check in json.loads(done.stdout)["checks"] if check["name"] == name]
     assert [(check["verdict"], part in check["found"]) for check in checks] == [(verdict, True)], checks
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="NVML and LD_LIBRARY_PATH are Linux's")
+def test_cancel_does_not_wait_for_a_slow_driver(place: Workspace, nvml: Path) -> None:
+    program = """
+        import sys, threading
+        import musubitraining
+        from musubitraining.main import Models, MusubiTraining
+        root = sys.argv[1]
+        folders = [f"{root}/{name}" for name in ("training", "output", "musubi")]
+        trainer = MusubiTraining(f"{root}/models", Models(), *folders)
+        def cancel():
+            while not trainer.cancel():
+                pass
+        threading.Thread(target=cancel).start()
+        try:
+            trainer.plan()
+        except musubitraining.Cancelled:
+            print("cancelled", flush=True)
+            # Not waiting for the driver at the end either.
+            import os
+            os._exit(0)
+    """
+    environ = os.environ | {"LD_LIBRARY_PATH": str(nvml), "NVML_LOG": str(nvml / "log"), "NVML_AWAITS": "/nowhere/go"}
+    command = [sys.executable, "-c", textwrap.dedent(program), str(place.root)]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "cancelled\n", done.stderr
 
 
 @pytest.mark.skipif(real_nvml(), reason="this machine has NVIDIA's own library")

@@ -30,13 +30,16 @@ use crate::plan::tokenizer::Found;
 use crate::plan::weights::WeightFile;
 use crate::plan::{self, Check, Environment, Question, Settings, Verdict};
 use crate::process::{self, Command};
-use crate::task::Cancel;
+use crate::task::{Cancel, within};
 use crate::tuner::{self, MusubiTuner, Script, Training, WeightFiles};
 use crate::weights::kind::Role;
 use crate::{gpu, interpreter, interrupt};
 
 /// A plan takes less than a second, whatever the servers do.
 const SERVER_LIMIT: Duration = Duration::from_millis(800);
+
+/// A driver that has to wake its GPUs takes seconds.
+const DRIVER_LIMIT: Duration = Duration::from_secs(10);
 
 /// What photos and their caches may take, where the size of their zip is not known: it and its files are there at once.
 const DATASET_BYTES: u64 = 500_000_000;
@@ -614,7 +617,7 @@ impl Asked {
             (repository, found)
         });
         thread::scope(|scope| {
-            let driver = scope.spawn(gpu::look);
+            let driver = scope.spawn(|| within(DRIVER_LIMIT, cancel, gpu::look));
             let installed = scope.spawn(|| self.ask_interpreter(cancel));
             let photos = self
                 .photos
@@ -645,7 +648,7 @@ impl Asked {
                 dataset_bytes = bytes.map_or(DATASET_BYTES, |bytes| bytes.saturating_mul(2));
             }
 
-            let driver = joined(driver);
+            let driver = joined(driver)?.unwrap_or_else(|| Err(late_driver()));
             let has_gpu = matches!(&driver, Ok(Some(driver)) if !driver.gpus.is_empty());
             let installed = joined(installed)?;
             let runs = self.has(Step::PreCache) || self.has(Step::LaunchTraining);
@@ -889,6 +892,16 @@ struct LookedAt {
     /// Of the step that takes most of a GPU.
     need: Option<(&'static str, Need)>,
     is_renamed: bool,
+}
+
+fn late_driver() -> gpu::Fault {
+    gpu::Fault {
+        found: format!(
+            "a driver that gives no answer in {} s",
+            DRIVER_LIMIT.as_secs()
+        ),
+        mend: "See whether `nvidia-smi` answers".to_owned(),
+    }
 }
 
 fn ask_hub(address: &str, cancel: &Cancel) -> Result<Answer, Error> {

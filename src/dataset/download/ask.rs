@@ -1,7 +1,6 @@
 //! What a server says of a file, without the file.
 
-use std::sync::mpsc::{RecvTimeoutError, sync_channel};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use reqwest::header::{self, HeaderMap};
 use reqwest::{Client, Method, StatusCode, Url};
@@ -14,10 +13,7 @@ use super::partial::text;
 use super::redirect::follow_with;
 use super::transfer::client;
 use crate::error::{DownloadFailure, Error};
-use crate::task::Cancel;
-
-/// How often a wait for the server looks for its cancellation; the promise is 100 ms.
-const CANCEL_POLL: Duration = Duration::from_millis(50);
+use crate::task::{Cancel, within};
 
 /// What came of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,39 +33,25 @@ pub enum Answer {
 /// # Errors
 /// [`Error::Unusable`] when there are no means to ask, [`Error::Cancelled`].
 pub fn ask(url: &RedactedUrl, limit: Duration, cancel: &Cancel) -> Result<Answer, Error> {
-    let started = Instant::now();
     let patience = Patience {
         stall: limit,
         ..Patience::default()
     };
     let client = client(url, &patience)?;
-    let failed = |error| Error::Unusable(format!("cannot ask {}: {error}", url.host()));
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(failed)?;
-    let (sender, receiver) = sync_channel(1);
+        .map_err(|error| Error::Unusable(format!("cannot ask {}: {error}", url.host())))?;
     let url = url.url.clone();
-    std::thread::Builder::new()
-        .name("ask".to_owned())
-        .spawn(move || {
-            let answer = runtime.block_on(async {
-                tokio::time::timeout(limit, answer_of(&client, &url, patience.redirects)).await
-            });
-            // Nobody may want it any more.
-            let _ = sender.send(answer.unwrap_or(Answer::Late));
-            // Not waiting for a host name that is still looked up.
-            runtime.shutdown_background();
-        })
-        .map_err(failed)?;
-    loop {
-        cancel.check()?;
-        match receiver.recv_timeout(CANCEL_POLL) {
-            Ok(answer) => return Ok(answer),
-            Err(RecvTimeoutError::Timeout) if started.elapsed() < limit => {}
-            Err(_) => return Ok(Answer::Late),
-        }
-    }
+    let answer = within(limit, cancel, move || {
+        let answer = runtime.block_on(async {
+            tokio::time::timeout(limit, answer_of(&client, &url, patience.redirects)).await
+        });
+        // Not waiting for a host name that is still looked up.
+        runtime.shutdown_background();
+        answer.unwrap_or(Answer::Late)
+    });
+    Ok(answer?.unwrap_or(Answer::Late))
 }
 
 async fn answer_of(client: &Client, url: &Url, redirects: usize) -> Answer {
