@@ -32,9 +32,9 @@ ZIP = make_zip("a.jpg", "sub/", "sub/a.jpg", "sub/deep/B.JPEG", "read.me", ("cut
 
 
 def record(*photos: tuple[str, str, list[str]]) -> bytes:
-    as_found = {"width": 64, "height": 48, "caption_from": "trigger", "warnings": []}
-    records = [{**as_found, "file": file, "from": name, "done": done} for file, name, done in photos]
-    lines = [json.dumps(record, separators=(",", ":"), sort_keys=True) for record in records]
+    as_found = {"width": 64, "height": 48, "caption_from": "trigger"}
+    records = [{"file": file, "from": name, **as_found, "done": done, "warnings": []} for file, name, done in photos]
+    lines = [json.dumps(record, separators=(",", ":")) for record in records]
     return ('{"photos": [\n' + ",\n".join(lines) + "\n]}\n").encode()
 
 

@@ -378,6 +378,7 @@ def test_of_many_photos_there_are_some_lines_and_a_count(
     assert all(dataset.done(name) == ["turned upright (EXIF orientation 6)"] for name in dataset.names)
     lines = [line for line in said(caplog) if "upright" in line]
     assert lines == [f"[dataset] turned upright {number:03}.jpg (EXIF orientation 6)" for number in range(30)]
+    assert "[dataset] decoding 105 of 105 photos" in said(caplog)
     assert "[dataset] put 75 more photos right: photos.json in the training folder says which" in said(caplog)
 
 

@@ -789,6 +789,44 @@ cache_directory = "/training/cache"
     }
 
     #[test]
+    fn what_the_photos_are_brought_to_is_that_of_their_datasets() {
+        let cut = |resolution, enable_bucket, bucket_no_upscale| Cut {
+            resolution,
+            enable_bucket,
+            bucket_no_upscale,
+        };
+        for (text, wanted) in [
+            (TRAINS.to_owned(), vec![cut((1024, 1024), true, false)]),
+            (
+                TRAINS.replace("[1024, 1024]", "[832, 1216]"),
+                vec![cut((832, 1216), true, false)],
+            ),
+            (
+                format!("{TRAINS}resolution = 512\nbucket_no_upscale = true"),
+                vec![cut((512, 512), true, true)],
+            ),
+            (
+                format!(
+                    "{TRAINS}[[datasets]]\nimage_directory = \"/training/images/\"\nresolution = 768"
+                ),
+                vec![cut((1024, 1024), true, false), cut((768, 768), true, false)],
+            ),
+            (
+                "[[datasets]]\nimage_directory = \"/training/images\"".to_owned(),
+                vec![cut((960, 544), false, false)],
+            ),
+            (TRAINS.replace("/training/images", "/other"), vec![]),
+            (TRAINS.replace("[1024, 1024]", "-1"), vec![]),
+            (TRAINS.replace("[1024, 1024]", "[1, 2, 3]"), vec![]),
+            ("datasets = 1".to_owned(), vec![]),
+            (String::new(), vec![]),
+        ] {
+            let config = parse(&text).unwrap();
+            assert_eq!(config.cuts(Path::new("/training/images")), wanted, "{text}");
+        }
+    }
+
+    #[test]
     fn what_trains_is_not_warned_of() {
         let cases = [
             TRAINS.to_owned(),

@@ -8,10 +8,10 @@ mod sight;
 
 use std::fmt::{self, Display};
 use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::image::{Format, Header};
 use super::listed;
@@ -80,17 +80,19 @@ impl PhotoRecord {
         }
     }
 
-    fn to_json(&self) -> Value {
-        let side = |pixels: u32| (pixels > 0).then_some(pixels);
-        json!({
-            "file": self.name,
-            "from": self.entry_name,
-            "width": side(self.header.width),
-            "height": side(self.header.height),
-            "caption_from": self.caption_from,
-            "done": self.done,
-            "warnings": self.warnings,
-        })
+    fn write(&self, file: &mut impl Write) -> io::Result<()> {
+        let side = |pixels: u32| json!((pixels > 0).then_some(pixels));
+        write!(
+            file,
+            r#"{{"file":{},"from":{},"width":{},"height":{},"caption_from":{},"done":{},"warnings":{}}}"#,
+            json!(self.name),
+            json!(self.entry_name),
+            side(self.header.width),
+            side(self.header.height),
+            json!(self.caption_from),
+            json!(self.done),
+            json!(self.warnings),
+        )
     }
 }
 
@@ -104,7 +106,8 @@ pub fn write_records(path: &Path, records: &[PhotoRecord]) -> Result<(), Error> 
         file.write_all(b"{\"photos\": [")?;
         for (number, record) in records.iter().enumerate() {
             let comma = if number == 0 { "" } else { "," };
-            write!(file, "{comma}\n{}", record.to_json())?;
+            writeln!(file, "{comma}")?;
+            record.write(&mut file)?;
         }
         file.write_all(b"\n]}\n")?;
         file.flush()
@@ -199,6 +202,13 @@ pub fn put_right(
     let jobs: Vec<usize> = (0..records.len())
         .filter(|index| is_decoded(&records[*index]))
         .collect();
+    if jobs.len() > MOST_LINES {
+        task.info(format!(
+            "[dataset] decoding {} of {} photos",
+            jobs.len(),
+            records.len()
+        ))?;
+    }
     let mut outcomes = Vec::new();
     let mut lines = Lines::default();
     let costs: Vec<u64> = jobs

@@ -88,8 +88,6 @@ fn orientation_in(photo: &impl Photo, start: u64, end: u64) -> io::Result<u8> {
 mod tests {
     use std::io::Cursor;
 
-    use proptest::prelude::*;
-
     use super::*;
 
     /// A directory at `offset`, of some other entry and the orientation.
@@ -157,13 +155,19 @@ mod tests {
         }
     }
 
-    proptest! {
-        #[test]
-        fn any_data_are_read(data in prop::collection::vec(any::<u8>(), 0..200), is_little: bool, at in 0_u32..300) {
-            let head = tiff(is_little, 8, 3, 6);
-            let with_offset = [&head[..4], &at.to_le_bytes(), &data].concat();
-            for data in [&data, &[&head[..8], &data].concat(), &with_offset] {
-                prop_assert!(found(b"", data) <= 8);
+    mod properties {
+        use proptest::prelude::*;
+
+        use super::*;
+
+        proptest! {
+            #[test]
+            fn any_data_are_read(data in prop::collection::vec(any::<u8>(), 0..200), is_little: bool, at in 0_u32..300) {
+                let head = tiff(is_little, 8, 3, 6);
+                let with_offset = [&head[..4], &at.to_le_bytes(), &data].concat();
+                for data in [&data, &[&head[..8], &data].concat(), &with_offset] {
+                    prop_assert!(found(b"", data) <= 8);
+                }
             }
         }
     }

@@ -198,3 +198,94 @@ impl Write for Watched<'_> {
         self.file.flush()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use ::image::codecs::webp::WebPEncoder;
+
+    use super::*;
+    use crate::dataset::image::look;
+    use crate::dataset::photo;
+    use crate::dataset::samples::task;
+
+    /// Photos that need something: a lying JPEG, a transparent PNG, a transparent WebP.
+    fn photos() -> [Vec<u8>; 3] {
+        const EXIF: &[u8] = b"\xff\xe1\x00\x22Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
+        let pixels = RgbImage::from_fn(40, 24, |x, y| {
+            let [x, y] = [x, y].map(|at| u8::try_from(at).unwrap());
+            ::image::Rgb([x * 6, y * 9, x.wrapping_mul(y)])
+        });
+        let opaque = DynamicImage::from(pixels);
+        let mut clear = opaque.to_rgba8();
+        clear.get_pixel_mut(3, 4)[3] = 7;
+        let [mut jpeg, mut png, mut webp] = [const { Vec::new() }; 3];
+        opaque
+            .write_with_encoder(JpegEncoder::new(&mut jpeg))
+            .unwrap();
+        clear.write_with_encoder(PngEncoder::new(&mut png)).unwrap();
+        clear
+            .write_with_encoder(WebPEncoder::new_lossless(&mut webp))
+            .unwrap();
+        jpeg.splice(2..2, EXIF.iter().copied());
+        [jpeg, png, webp]
+    }
+
+    /// Whatever it holds, it is put right, or not decoded and left.
+    fn put_right(content: &[u8]) -> Vec<Change> {
+        let folder = tempfile::tempdir().unwrap();
+        let [path, anew] = ["a.jpg", "anew"].map(|name| folder.path().join(name));
+        std::fs::write(&path, content).unwrap();
+        let header = look(Cursor::new(content)).unwrap().header;
+        let mut changes = Change::asked_for(&header, photo::Wanted::default());
+        let Ok(mut picture) = Picture::decoded(&path, &header) else {
+            return Vec::new();
+        };
+        changes.retain(|change| picture.change(*change));
+        let is_jpeg = header.format == Format::Jpeg;
+        picture.write(is_jpeg, &anew, &task().0).unwrap().unwrap();
+        let again = look(File::open(&anew).unwrap()).unwrap();
+        assert_eq!(again.fault, None);
+        assert_eq!(
+            Change::asked_for(&again.header, photo::Wanted::default()),
+            []
+        );
+        assert_eq!((again.header.width, again.header.height), picture.size());
+        changes
+    }
+
+    #[test]
+    fn what_is_put_right_needs_nothing_more() {
+        let [jpeg, png, webp] = photos();
+        assert_eq!(put_right(&jpeg), [Change::Turned(6)]);
+        assert_eq!(put_right(&png), [Change::Opaque]);
+        assert_eq!(put_right(&webp), [Change::Opaque]);
+    }
+
+    mod properties {
+        use proptest::prelude::*;
+        use proptest::sample::Index;
+
+        use super::*;
+
+        proptest! {
+            #[test]
+            fn any_photo_is_put_right_or_left(
+                which in 0_usize..3,
+                changes in prop::collection::vec((any::<Index>(), any::<u8>()), 0..4),
+                cut in prop::option::of(any::<Index>()),
+            ) {
+                let mut photo = photos()[which].clone();
+                for (at, byte) in changes {
+                    let at = at.index(photo.len());
+                    photo[at] = byte;
+                }
+                if let Some(cut) = cut {
+                    photo.truncate(cut.index(photo.len() + 1));
+                }
+                put_right(&photo);
+            }
+        }
+    }
+}
