@@ -82,9 +82,9 @@ class Run:
 
     @property
     def files(self) -> set[str]:
-        """The files of the run, but for our log of it."""
+        """The files of the run, but for our log of it, and our record of the photos."""
         paths = {path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if not path.is_dir()}
-        return paths - {"log.txt"}
+        return paths - {"log.txt", "training/photos.json"}
 
     @property
     def base_weights(self) -> str:
