@@ -4,6 +4,8 @@ import logging
 import os
 import random
 import socket
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +15,7 @@ from zipfile import BadZipFile
 
 import pytest
 import toml
-from harness.library import Workspace
+from harness.library import OURS, Bench, Workspace
 from harness.photos import Entry, jpeg, make_zip, png
 from harness.scenario import Work
 from harness.tuner import TRAIN
@@ -161,6 +163,34 @@ def test_read_only_sources_and_links_to_them(workspace: Workspace, tmp_path: Pat
         assert set(prepare(workspace, link)) == {"a.jpg", "a.txt"}
         assert link.is_symlink()
     folder.chmod(0o700)
+
+
+def prepare_and_measure(work: Work) -> float:
+    import re
+
+    def peak_mb():
+        with open("/proc/self/status") as status:
+            return int(re.search(r"VmHWM:\s+(\d+)", status.read()).group(1)) / 1024
+
+    trainer = work.trainer()
+    before = peak_mb()
+    trainer._prepare_dataset(work.toml, work.url, "word")
+    return peak_mb() - before
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory of a process is read from /proc")
+def test_memory_is_flat(bench: Bench, tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "photos", {f"{number}.jpg": jpeg() for number in range(10)})
+    for photo in folder.iterdir():
+        os.truncate(photo, 10 << 20)
+    zipped = tmp_path / "photos.zip"
+    with zipfile.ZipFile(zipped, "w", zipfile.ZIP_DEFLATED, compresslevel=0) as archive:
+        for photo in folder.iterdir():
+            archive.write(photo, photo.name)
+    for source in (folder, zipped):
+        workspace = bench.workspace()
+        workspace.url = str(source)
+        assert workspace.run(OURS, prepare_and_measure).ok().result < 16
 
 
 # ---- what is no source ------------------------------------------------------------------------------------------
@@ -317,6 +347,31 @@ def test_the_limits_are_the_same(
     one.dataset_limits = DatasetLimits(**limits)
     with pytest.raises((BadZipFile, RuntimeError), match=words):
         one._prepare_dataset(workspace.toml, source, "sks")
+    assert set(dataset(workspace)) == OLD
+
+
+CHANGE = """
+import itertools, os, sys
+for moment in itertools.count():
+    os.utime(sys.argv[1], ns=(moment, moment))
+    if moment == 0:
+        print(flush=True)
+"""
+
+
+def test_a_zip_that_changes_while_it_is_read_is_named(workspace: Workspace, tmp_path: Path) -> None:
+    """Its many files take far longer than two changes."""
+    workspace.old_dataset()
+    path = tmp_path / "photos.zip"
+    path.write_bytes(make_zip(*(f"{number}.jpg" for number in range(1500))))
+    with subprocess.Popen([sys.executable, "-c", CHANGE, str(path)], stdout=subprocess.PIPE) as changing:
+        assert changing.stdout is not None
+        changing.stdout.readline()
+        try:
+            with pytest.raises(RuntimeError, match=f"{path} changed while it was read"):
+                prepare(workspace, path)
+        finally:
+            changing.kill()
     assert set(dataset(workspace)) == OLD
 
 

@@ -271,6 +271,20 @@ mod tests {
         Whole::open(&path, NO_LINK).unwrap().check(5).unwrap();
     }
 
+    /// The kernel says of such a file that it is empty, and has something to read in it all the same.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_photo_that_is_longer_than_it_was_is_not_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let copy = folder.path().join("copy");
+        let error = copied(Path::new("/proc/version"), &copy, &task().0).unwrap_err();
+        let message = error.to_string();
+        assert!(
+            message.contains("/proc/version changed while it was read (0 bytes"),
+            "{message}"
+        );
+    }
+
     #[test]
     fn what_vanishes_or_becomes_something_else_is_named_and_never_waited_for() {
         let folder = tempfile::tempdir().unwrap();
