@@ -60,6 +60,7 @@ Args:
     absolute_path_musubi_tuner (str | os.PathLike[str]): a clone of Musubi Tuner; it must exist.
     options (TrainingOptions): how to train, by default as TechTrash_MusubiTraining 0.0.11.
     launch_options (LaunchOptions): how the training is launched, likewise.
+    dataset_options (DatasetOptions): how photos and captions are taken, likewise.
 
 The five are plain attributes that are read when a method runs. A relative path counts from the current folder.
 A sixth, `dataset_limits` (DatasetLimits), may be set: how much a zip of photos may bring.
@@ -603,6 +604,7 @@ fn is_converted_natively(
 ///     options (TrainingOptions): how to train, in the place of the trainer's, which are by default those of
 ///         TechTrash_MusubiTraining 0.0.11.
 ///     launch_options (LaunchOptions): how the training is launched, in the place of the trainer's.
+///     dataset_options (DatasetOptions): how photos and captions are taken, in the place of the trainer's.
 ///
 /// Returns:
 ///     str: the path of the converted LoRA, or of the trained one with `convert_for_comfyui=False`.
