@@ -277,7 +277,7 @@ def test_a_photo_without_a_text(workspace: Workspace, log: list[tuple[str, str]]
     assert [line for name, line in log if name == "WARNING" and "default_caption is longer than the 512" in line]
     made = make(workspace, log, ("a.jpg", jpeg()), word="")
     assert made.captions == {"a": ""}
-    assert made.said("1 photos train without a caption", "WARNING")
+    assert made.said("photos that train without a caption", "WARNING")
 
 
 def test_captions_that_are_thrown_away_are_named_with_the_way_to_keep_them(

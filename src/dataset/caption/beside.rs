@@ -118,7 +118,8 @@ pub fn write(
     said.aloud(task)?;
     if others > 0 && fallback.trim().is_empty() {
         task.warn(format!(
-            "[dataset] {others} photos train without a caption: they have no text beside them, and trigger_word is empty"
+            "[dataset] photos that train without a caption, as they have no text beside them and trigger_word is empty: \
+             {others}"
         ))?;
     }
     let unused = texts.iter().zip(is_used).filter(|(_, is_used)| !is_used);
@@ -145,8 +146,7 @@ impl Said {
             (&self.long, "are too long"),
         ] {
             if !texts.is_empty() {
-                let (number, texts) = (texts.len(), listed(texts));
-                task.warn(format!("[dataset] {number} captions {what}: {texts}"))?;
+                task.warn(format!("[dataset] captions {what}: {}", listed(texts)))?;
             }
         }
         Ok(())
