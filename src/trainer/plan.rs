@@ -133,6 +133,7 @@ fn with_options<'py>(
         .import("copy")?
         .call_method1("copy", (trainer,))?;
     let of_run = Kind::ALL.map(|kind| options::of(trainer, kind));
+    let given = options::checked(given)?;
     for ((kind, given), of_run) in Kind::ALL.into_iter().zip(given).zip(of_run) {
         if let Some(options) = given.or(of_run?) {
             twin.setattr(kind.name(), options)?;
