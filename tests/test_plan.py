@@ -486,8 +486,9 @@ def test_options_that_the_clone_does_not_take_or_that_surprise_are_told(place: W
     resumed = plan(place, url=None, options=TrainingOptions(resume=state))
     assert row(resumed, "options").verdict == "warning"
     assert "from 0 again" in row(resumed, "options").found
+    options = TrainingOptions(resume=state)
     state.rmdir()
-    assert row(plan(place, url=None, options=TrainingOptions(resume=state)), "options").verdict == "error"
+    assert [error.name for error in plan(place, url=None, options=options).errors] == ["options"]
     with pytest.raises(TypeError):
         plan(place, options={"resume": state})
 
@@ -567,6 +568,15 @@ def test_a_zip_larger_than_is_taken_is_an_error(place: Workspace) -> None:
     of = trainer(place)
     of.dataset_limits = musubitraining.DatasetLimits(zip_bytes=10)
     assert row(plan(place, of=of), "photos").verdict == "error"
+
+
+def test_a_zip_that_the_disk_has_no_room_for_is_an_error(place: Workspace) -> None:
+    of = trainer(place)
+    of.dataset_limits = musubitraining.DatasetLimits(zip_bytes=10**18)
+    url = place.server.on("/huge.zip", lambda exchange: exchange.head(200, 10**17))
+    found = plan(place, of=of, url=url)
+    assert {error.name for error in found.errors} == {"disk of the training folder"}
+    assert "200000000.0 GB" in row(found, "disk of the training folder").expected
 
 
 def test_what_is_no_address_is_an_error(place: Workspace) -> None:

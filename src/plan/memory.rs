@@ -169,22 +169,34 @@ pub fn ram(available_bytes: Option<u64>, limit_bytes: Option<u64>, swapped_bytes
     }
 }
 
+/// What is written to a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    Known(u64),
+    About(u64),
+}
+
 /// Room for what is written to `folder`. Some network file systems say 0 for "unknown".
 #[must_use]
-pub fn disk(name: &str, folder: &Path, needed: u64, free_bytes: Option<u64>) -> Check {
+pub fn disk(name: &str, folder: &Path, needed: Room, free_bytes: Option<u64>) -> Check {
+    const MEND: &str = "make room, or choose a folder on another disk";
+    let (Room::Known(bytes) | Room::About(bytes)) = needed;
     let question = Question::new(
         format!("disk of the {name}"),
-        format!("about {} free", gigabytes(needed)),
+        format!("about {} free", gigabytes(bytes)),
     );
     match free_bytes {
         None | Some(0) => question.ok(format!(
             "the file system of {} does not say",
             folder.display()
         )),
-        Some(free) if free < needed => question.error(
-            format!("{} free at {}", gigabytes(free), folder.display()),
-            "make room, or choose a folder on another disk",
-        ),
+        Some(free) if free < bytes => {
+            let found = format!("{} free at {}", gigabytes(free), folder.display());
+            match needed {
+                Room::Known(_) => question.error(found, MEND),
+                Room::About(_) => question.warning(found, MEND),
+            }
+        }
         Some(free) => question.ok(format!("{} free", gigabytes(free))),
     }
 }
@@ -294,19 +306,38 @@ mod tests {
             (ram(Some(8 << 30), None, 12 << 30), Verdict::Warning),
             (ram(None, None, 0), Verdict::Ok),
             (
-                disk("output folder", Path::new("/o"), 500, Some(499)),
+                disk(
+                    "training folder",
+                    Path::new("/o"),
+                    Room::About(500),
+                    Some(499),
+                ),
+                Verdict::Warning,
+            ),
+            (
+                disk(
+                    "output folder",
+                    Path::new("/o"),
+                    Room::Known(500),
+                    Some(499),
+                ),
                 Verdict::Error,
             ),
             (
-                disk("output folder", Path::new("/o"), 500, Some(500)),
+                disk(
+                    "output folder",
+                    Path::new("/o"),
+                    Room::Known(500),
+                    Some(500),
+                ),
                 Verdict::Ok,
             ),
             (
-                disk("output folder", Path::new("/o"), 500, Some(0)),
+                disk("output folder", Path::new("/o"), Room::Known(500), Some(0)),
                 Verdict::Ok,
             ),
             (
-                disk("output folder", Path::new("/o"), 500, None),
+                disk("output folder", Path::new("/o"), Room::Known(500), None),
                 Verdict::Ok,
             ),
         ] {

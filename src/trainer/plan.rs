@@ -24,7 +24,7 @@ use crate::dataset::{self, Answer, DatasetLimits, Layout, RedactedUrl};
 use crate::disk;
 use crate::error::Error;
 use crate::plan::clone::Project;
-use crate::plan::memory::{Dit, Need};
+use crate::plan::memory::{Dit, Need, Room};
 use crate::plan::packages::Installed;
 use crate::plan::tokenizer::Found;
 use crate::plan::weights::WeightFile;
@@ -41,7 +41,7 @@ const SERVER_LIMIT: Duration = Duration::from_millis(800);
 /// A driver that has to wake its GPUs takes seconds.
 const DRIVER_LIMIT: Duration = Duration::from_secs(10);
 
-/// What photos and their caches may take, where the size of their zip is not known: it and its files are there at once.
+/// What photos and their caches may take, where the size of their zip is not known.
 const DATASET_BYTES: u64 = 500_000_000;
 
 /// Say what a run with these arguments will meet, before it starts: paths, weights, packages, the tokenizer, the GPU,
@@ -210,6 +210,10 @@ impl<'py> Planned<'_, 'py> {
         self.trainer.py()
     }
 
+    fn words(&self, error: &PyErr) -> String {
+        error.value(self.py()).to_string()
+    }
+
     /// What `train` refuses is a check; a usable value goes into the commands.
     fn arguments(
         &mut self,
@@ -244,7 +248,7 @@ impl<'py> Planned<'_, 'py> {
                 self.checks.push(question().ok(found));
             }
             for error in wrong {
-                let found = error.value(self.py()).to_string();
+                let found = self.words(&error);
                 self.checks
                     .push(question().error(found, "pass one that is expected"));
             }
@@ -259,28 +263,27 @@ impl<'py> Planned<'_, 'py> {
             (Step::PreCache, Script::CacheTextEncoderOutputs),
             (Step::LaunchTraining, Script::Train),
         ];
-        for (step, script) in scripts {
-            if !self.has(step) {
-                continue;
-            }
-            let question = || Question::new("options", "what this clone's scripts take");
+        let question = || Question::new("options", "what this clone's scripts take");
+        let mut found = Vec::new();
+        for (_, script) in scripts.into_iter().filter(|(step, _)| self.has(*step)) {
             match options::check(self.trainer, &clone, script) {
-                Ok(remarks) => {
-                    let remarks = remarks.into_iter();
-                    let odd = |remark| question().warning(remark, "see that it is what is meant");
-                    self.checks.extend(remarks.map(odd));
-                }
+                Ok(remarks) => found.extend(
+                    remarks
+                        .into_iter()
+                        .map(|remark| question().warning(remark, "see that it is what is meant")),
+                ),
                 Err(error) => {
-                    let found = error.value(self.py()).to_string();
                     let mend = "change the options, or use a Musubi Tuner that takes them";
-                    self.checks.push(question().error(found, mend));
+                    found.push(question().error(self.words(&error), mend));
                 }
             }
         }
-        if !self.checks.iter().any(|check| check.name == "options") {
-            let question = Question::new("options", "what this clone's scripts take");
-            self.checks.push(question.ok("nothing that they refuse"));
+        // A file that is missing is so for both.
+        found.dedup();
+        if found.is_empty() {
+            found.push(question().ok("nothing that they refuse"));
         }
+        self.checks.extend(found);
         Ok(())
     }
 
@@ -302,9 +305,10 @@ impl<'py> Planned<'_, 'py> {
                 )
             };
             match arguments::text("trigger_word", word) {
-                Err(error) => self
-                    .checks
-                    .push(question().error(error.to_string(), "pass a str")),
+                Err(error) => {
+                    let found = self.words(&error);
+                    self.checks.push(question().error(found, "pass a str"));
+                }
                 Ok(word) => {
                     let warnings = dataset::caption_warnings(&word);
                     if warnings.is_empty() {
@@ -328,7 +332,7 @@ impl<'py> Planned<'_, 'py> {
         let text = match text {
             Ok(text) => Some(text),
             Err(error) => {
-                let found = error.value(self.py()).to_string();
+                let found = self.words(&error);
                 let mend = "choose another training folder, or pass a dataset's TOML";
                 self.checks.push(question().error(found, mend));
                 None
@@ -375,7 +379,7 @@ impl<'py> Planned<'_, 'py> {
                     "photos",
                     "the address or path of a zip, or the path of a folder",
                 );
-                let found = error.value(self.py()).to_string();
+                let found = self.words(&error);
                 self.checks
                     .push(question.error(found, "pass a str or a path"));
                 return Ok(None);
@@ -642,11 +646,10 @@ impl Asked {
             );
             let weights = self.look_at_weights();
             checks.extend(weights.checks);
-            let mut dataset_bytes = DATASET_BYTES;
+            let mut zip_bytes = None;
             if let Some((check, bytes)) = photos.map(joined).transpose()? {
                 checks.push(check);
-                // The zip, its photos, and some caches.
-                dataset_bytes = bytes.map_or(DATASET_BYTES, |bytes| bytes.saturating_mul(2));
+                zip_bytes = bytes;
             }
 
             let driver = joined(driver)?.unwrap_or_else(|| Err(late_driver()));
@@ -673,7 +676,7 @@ impl Asked {
                 }));
                 checks.push(self.ram(&weights.dit, weights.need, has_gpu));
             }
-            checks.extend(self.disks(&weights.dit, dataset_bytes));
+            checks.extend(self.disks(&weights.dit, zip_bytes));
             Ok((checks, weights.is_renamed))
         })
     }
@@ -720,6 +723,8 @@ impl Asked {
             let Some(metadata) = metadata else { continue };
             let parameters = plan::memory::parameters(&metadata);
             let need = match file.role {
+                // Not loaded by a training.
+                Role::Vae | Role::TextEncoder if !self.has(Step::PreCache) => continue,
                 Role::Vae => ("latents", plan::memory::vae(parameters, pixels, batch)),
                 Role::TextEncoder => (
                     "text encoder",
@@ -855,32 +860,24 @@ impl Asked {
         )
     }
 
-    fn disks(&self, dit: &Dit, dataset_bytes: u64) -> Vec<Check> {
-        let free = |folder: &Path| {
-            let existing = folder.ancestors().find(|part| part.exists())?;
-            disk::free_bytes(existing).ok()
+    fn disks(&self, dit: &Dit, zip_bytes: Option<u64>) -> Vec<Check> {
+        let disk = |name: &str, folder: &Path, needed: Room| {
+            let existing = folder.ancestors().find(|part| part.exists());
+            let free = existing.and_then(|existing| disk::free_bytes(existing).ok());
+            plan::memory::disk(name, folder, needed, free)
         };
         let mut checks = Vec::new();
         if self.has(Step::PrepareDataset) {
-            let name = "training folder";
-            let free = free(&self.training);
-            checks.push(plan::memory::disk(
-                name,
-                &self.training,
-                dataset_bytes,
-                free,
-            ));
+            // The zip and its files are there at once.
+            let needed = zip_bytes.map_or(Room::About(DATASET_BYTES), |bytes| {
+                Room::Known(bytes.saturating_mul(2))
+            });
+            checks.push(disk("training folder", &self.training, needed));
         }
         if self.has(Step::LaunchTraining) {
-            let needed =
-                plan::memory::output_bytes(dit, &self.settings, self.has(Step::ConvertForComfyui));
-            let free = free(&self.output);
-            checks.push(plan::memory::disk(
-                "output folder",
-                &self.output,
-                needed,
-                free,
-            ));
+            let converts = self.has(Step::ConvertForComfyui);
+            let needed = plan::memory::output_bytes(dit, &self.settings, converts);
+            checks.push(disk("output folder", &self.output, Room::Known(needed)));
         }
         checks
     }
