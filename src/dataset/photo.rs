@@ -2,11 +2,12 @@
 //! said of them before they are trained on.
 
 mod bucket;
+mod change;
 mod crew;
 mod picture;
 mod sight;
+mod told;
 
-use std::fmt::{self, Display};
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
@@ -14,13 +15,14 @@ use std::path::Path;
 use serde_json::json;
 
 use super::image::{Format, Header};
-use super::listed;
 use crate::disk;
 use crate::error::Error;
 use crate::task::{LogLine, Task};
 pub use bucket::Buckets;
+use change::Change;
 use picture::Picture;
 use sight::Sight;
+use told::Lines;
 
 /// The photos that have a log line of their own; behind them there is a count.
 const MOST_LINES: usize = 30;
@@ -115,64 +117,6 @@ pub fn write_records(path: &Path, records: &[PhotoRecord]) -> Result<(), Error> 
     write().map_err(disk::failed("write", path))
 }
 
-/// What a photo needs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Change {
-    /// By EXIF's number.
-    Turned(u8),
-    Opaque,
-    Rgb,
-    Shallow,
-}
-
-impl Change {
-    /// Where a photo may need them; whether it is transparent shows only in what it holds.
-    fn asked_for(header: &Header, wanted: Wanted) -> Vec<Self> {
-        let turned = wanted.upright && header.orientation > 1;
-        let changes = [
-            (turned, Self::Turned(header.orientation)),
-            (header.has_alpha, Self::Opaque),
-            (header.is_cmyk, Self::Rgb),
-            (header.is_deep, Self::Shallow),
-        ];
-        let asked_for = changes
-            .into_iter()
-            .filter(|(is_asked_for, _)| *is_asked_for);
-        asked_for.map(|(_, change)| change).collect()
-    }
-
-    fn verb(self) -> &'static str {
-        match self {
-            Self::Turned(_) => "turned upright",
-            Self::Opaque => "laid on white",
-            Self::Rgb => "converted to RGB",
-            Self::Shallow => "converted to 8 bits",
-        }
-    }
-
-    fn reason(self) -> String {
-        match self {
-            Self::Turned(orientation) => format!("EXIF orientation {orientation}"),
-            Self::Opaque => "transparency".to_owned(),
-            Self::Rgb => "CMYK".to_owned(),
-            Self::Shallow => "16 bits".to_owned(),
-        }
-    }
-}
-
-impl Display for Change {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{} ({})", self.verb(), self.reason())
-    }
-}
-
-/// All of them around a name: "turned upright a.jpg (EXIF orientation 6)".
-fn sentence(changes: &[Change], name: &str) -> String {
-    let verbs: Vec<&str> = changes.iter().map(|change| change.verb()).collect();
-    let reasons: Vec<String> = changes.iter().map(|change| change.reason()).collect();
-    format!("{} {name} ({})", verbs.join(" and "), reasons.join(", "))
-}
-
 /// What came of a photo that was decoded.
 struct Outcome {
     changes: Vec<Change>,
@@ -240,8 +184,8 @@ pub fn put_right(
             Err(reason) => record.warnings.push(reason),
         }
     }
-    warn_of_sizes(records, buckets, task)?;
-    warn_of_sights(records, &sights, task)
+    told::warn_of_sizes(records, buckets, task)?;
+    told::warn_of_sights(records, &sights, task)
 }
 
 /// The photo decoded, put right and written again where it needs that; or why it cannot be decoded.
@@ -268,9 +212,10 @@ fn redone(
             return Ok(Err(format!("it cannot be written again: {reason}")));
         }
         if !is_jpeg && !record.name.to_lowercase().ends_with(".png") {
-            name = Some(Path::new(&record.name).with_extension("png"));
+            let stem = record.name.rsplit_once('.').map(|(stem, _)| stem);
+            name = stem.map(|stem| format!("{stem}.png"));
         }
-        let to = name.as_ref().map_or(path.clone(), |name| images.join(name));
+        let to = images.join(name.as_ref().unwrap_or(&record.name));
         fs::rename(aside, &to).map_err(Error::io("name a photo", &to))?;
         if name.is_some() {
             disk::remove(&path)?;
@@ -278,160 +223,8 @@ fn redone(
     }
     Ok(Ok(Outcome {
         changes,
-        name: name.map(|name| name.display().to_string()),
+        name,
         size: picture.size(),
         sight: wanted.is_looked_at.then(|| picture.sight()),
     }))
-}
-
-/// What is said of single photos, of which there may be many.
-#[derive(Default)]
-struct Lines {
-    said: usize,
-    changed: usize,
-    left: usize,
-}
-
-impl Lines {
-    fn tell(
-        &mut self,
-        record: &PhotoRecord,
-        wanted: Wanted,
-        outcome: &Result<Outcome, String>,
-        task: &Task<LogLine>,
-    ) -> Result<(), Error> {
-        let name = &record.name;
-        let asked_for = Change::asked_for(&record.header, wanted);
-        if outcome
-            .as_ref()
-            .is_ok_and(|outcome| outcome.changes.is_empty())
-        {
-            return Ok(());
-        }
-        if self.said == MOST_LINES {
-            *(if outcome.is_ok() {
-                &mut self.changed
-            } else {
-                &mut self.left
-            }) += 1;
-            return Ok(());
-        }
-        self.said += 1;
-        match outcome {
-            Ok(outcome) => {
-                let now = outcome.name.iter().map(|name| format!(", now {name}"));
-                let now: String = now.collect();
-                task.info(format!(
-                    "[dataset] {}{now}",
-                    sentence(&outcome.changes, name)
-                ))
-            }
-            Err(reason) if asked_for.is_empty() => {
-                task.warn(format!("[dataset] did not look at {name}: {reason}"))
-            }
-            Err(reason) => task.warn(format!(
-                "[dataset] left {name} as it is, which was to be {}: {reason}",
-                asked_for
-                    .iter()
-                    .map(Change::to_string)
-                    .collect::<Vec<_>>()
-                    .join(", ")
-            )),
-        }
-    }
-
-    fn end(&self, task: &Task<LogLine>) -> Result<(), Error> {
-        if self.changed > 0 {
-            task.info(format!(
-                "[dataset] put {} more photos right: photos.json in the training folder says which",
-                self.changed
-            ))?;
-        }
-        if self.left > 0 {
-            task.warn(format!(
-                "[dataset] {} more photos cannot be decoded and are left as they are: photos.json in the training \
-                 folder says which",
-                self.left
-            ))?;
-        }
-        Ok(())
-    }
-}
-
-fn warn_of_sizes(
-    records: &mut [PhotoRecord],
-    buckets: &[Buckets],
-    task: &Task<LogLine>,
-) -> Result<(), Error> {
-    let mut enlarged = Vec::new();
-    let mut refused = Vec::new();
-    for record in records {
-        let size = (record.header.width, record.header.height);
-        let misfit = buckets.iter().find_map(|buckets| buckets.misfit(size));
-        if let Some(misfit) = misfit {
-            let text = misfit.to_string();
-            let named = format!("{} ({text})", record.name);
-            (if misfit.is_refused() {
-                &mut refused
-            } else {
-                &mut enlarged
-            })
-            .push(named);
-            record.warnings.push(text);
-        }
-    }
-    if !refused.is_empty() {
-        task.warn(format!(
-            "[dataset] Musubi Tuner will stop on {}: remove them, put larger ones in their place, or leave \
-             bucket_no_upscale out of the dataset TOML",
-            listed(&refused)
-        ))?;
-    }
-    if !enlarged.is_empty() {
-        task.warn(format!(
-            "[dataset] too small for the resolution in the dataset TOML, so that the LoRA learns their blur: {}. Use \
-             larger photos, or a smaller resolution",
-            listed(&enlarged)
-        ))?;
-    }
-    Ok(())
-}
-
-fn warn_of_sights(
-    records: &mut [PhotoRecord],
-    sights: &[(usize, Sight)],
-    task: &Task<LogLine>,
-) -> Result<(), Error> {
-    for flaw in sight::FLAWS {
-        let mut names = Vec::new();
-        for (index, _) in sights.iter().filter(|(_, sight)| sight.flaw == Some(flaw)) {
-            names.push(records[*index].name.clone());
-            records[*index].warnings.push(format!("it is {flaw}"));
-        }
-        if !names.is_empty() {
-            task.warn(format!("[dataset] {flaw}: {}", listed(&names)))?;
-        }
-    }
-    let groups = sight::near_duplicates(sights, task)?;
-    let mut alike = Vec::new();
-    for group in groups {
-        let names: Vec<String> = group
-            .iter()
-            .map(|index| records[*index].name.clone())
-            .collect();
-        for index in group {
-            let others = names.iter().filter(|name| **name != records[index].name);
-            let others: Vec<String> = others.cloned().collect();
-            let warning = format!("it is nearly the same as {}", listed(&others));
-            records[index].warnings.push(warning);
-        }
-        alike.push(listed(&names).replace(", ", " = "));
-    }
-    if !alike.is_empty() {
-        task.warn(format!(
-            "[dataset] nearly the same photo several times, which counts more than the others: {}",
-            listed(&alike)
-        ))?;
-    }
-    Ok(())
 }

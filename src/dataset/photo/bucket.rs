@@ -91,13 +91,6 @@ pub enum Misfit {
     Refused { size: (u32, u32) },
 }
 
-impl Misfit {
-    #[must_use]
-    pub fn is_refused(self) -> bool {
-        matches!(self, Self::Refused { .. })
-    }
-}
-
 impl Display for Misfit {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -13,7 +13,7 @@ use ::image::{
     Limits, RgbImage,
 };
 
-use super::Change;
+use super::change::Change;
 use super::sight::Sight;
 use crate::dataset::image::{Format, Header};
 use crate::disk;
