@@ -489,8 +489,19 @@ def test_options_that_the_clone_does_not_take_or_that_surprise_are_told(place: W
     options = TrainingOptions(resume=state)
     state.rmdir()
     assert [error.name for error in plan(place, url=None, options=options).errors] == ["options"]
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="options"):
         plan(place, options={"resume": state})
+
+
+def test_what_a_subclass_keeps_under_the_same_name_is_its_own(place: Workspace) -> None:
+    class Mine(MusubiTraining):
+        launch_options = ("mine", 2)
+        options = "mine"
+
+    found = plan(place, of=trainer(place, Mine), url=None)
+    assert found.ok, str(found)
+    assert found.commands == plan(place, url=None).commands
+    assert plan(place, of=trainer(place, Mine), url=None, options=TrainingOptions(network_dim=4)).ok
 
 
 def test_a_launcher_s_configuration_that_is_meant_is_no_warning(place: Workspace) -> None:

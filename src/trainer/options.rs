@@ -96,7 +96,10 @@ pub fn of<'py>(trainer: &Bound<'py, PyAny>, kind: Kind) -> PyResult<Option<Bound
 
 /// Those that the words of a command line come from, if any are given. What a subclass keeps under the same name for
 /// itself is none.
-fn given<'py>(trainer: &Bound<'py, PyAny>, kind: Kind) -> PyResult<Option<Bound<'py, PyAny>>> {
+///
+/// # Errors
+/// What Python raises.
+pub fn given<'py>(trainer: &Bound<'py, PyAny>, kind: Kind) -> PyResult<Option<Bound<'py, PyAny>>> {
     let (Some(options), Some(class)) = (of(trainer, kind)?, kind.class()) else {
         return Ok(None);
     };

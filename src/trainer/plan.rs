@@ -95,7 +95,7 @@ pub fn make<'py>(
 ) -> PyResult<Bound<'py, PyAny>> {
     let py = slf.py();
     let run = Run::of(slf)?;
-    let trainer = with_options(slf, [options, launch_options, dataset_options])?;
+    let trainer = with_options(slf, &run, [options, launch_options, dataset_options])?;
     let use_pre_cache = use_pre_cache.or(py, true)?.is_truthy()?;
     let converts = convert_for_comfyui.or(py, true)?.is_truthy()?;
     let mut planned = Planned {
@@ -120,25 +120,23 @@ pub fn make<'py>(
     planned.to_python(commands)
 }
 
-/// A trainer that has these options, whatever is under way on `trainer`; the same one where there are none.
+/// A trainer that has these options, else those of the run that is under way, else its own; the same one where none are
+/// given.
 fn with_options<'py>(
     trainer: &Bound<'py, PyAny>,
+    run: &Run,
     given: options::Given<'py>,
 ) -> PyResult<Bound<'py, PyAny>> {
     if given.iter().all(Option::is_none) {
         return Ok(trainer.clone());
     }
-    let twin = trainer
-        .py()
-        .import("copy")?
-        .call_method1("copy", (trainer,))?;
-    let of_run = Kind::ALL.map(|kind| options::of(trainer, kind));
-    let given = options::checked(given)?;
-    for ((kind, given), of_run) in Kind::ALL.into_iter().zip(given).zip(of_run) {
-        if let Some(options) = given.or(of_run?) {
-            twin.setattr(kind.name(), options)?;
-        }
+    let py = trainer.py();
+    let mut given = options::checked(given)?;
+    for (kind, options) in Kind::ALL.into_iter().zip(&mut given) {
+        *options = options.take().or_else(|| run.options(py, kind));
     }
+    let twin = py.import("copy")?.call_method1("copy", (trainer,))?;
+    options::set(&twin, given)?;
     Ok(twin)
 }
 
@@ -147,8 +145,8 @@ fn with_options<'py>(
 /// # Errors
 /// What Python raises.
 pub fn settings_of(trainer: &Bound<'_, PyAny>) -> PyResult<Settings> {
-    let training = options::of(trainer, Kind::Training)?;
-    let launch = options::of(trainer, Kind::Launch)?;
+    let training = options::given(trainer, Kind::Training)?;
+    let launch = options::given(trainer, Kind::Launch)?;
     let (training, launch) = (training.as_ref(), launch.as_ref());
     let usual = Settings::default();
     Ok(Settings {
