@@ -103,6 +103,8 @@ pub struct Gpu {
     pub name: String,
     /// "GPU-5f1c…"
     pub uuid: Option<String>,
+    /// 9.0 of an H100.
+    pub compute_capability: Option<(i32, i32)>,
     pub total_bytes: Option<u64>,
     pub free_bytes: Option<u64>,
     /// The processes that compute on it, with the memory that each has.
@@ -130,6 +132,10 @@ fn driver(nvml: &Nvml) -> Result<Driver, NvmlError> {
             index,
             name: device.name().unwrap_or_else(|_| UNKNOWN.to_owned()),
             uuid: device.uuid().ok(),
+            compute_capability: device
+                .cuda_compute_capability()
+                .ok()
+                .map(|capability| (capability.major, capability.minor)),
             total_bytes: memory.as_ref().map(|memory| memory.total),
             free_bytes: memory.as_ref().map(|memory| memory.free),
             processes: processes
@@ -375,6 +381,7 @@ mod tests {
             index,
             name: "NVIDIA H200".to_owned(),
             uuid: Some(format!("GPU-{index}abc-def")),
+            compute_capability: None,
             total_bytes: Some(gib << 30),
             free_bytes: None,
             processes: Vec::new(),

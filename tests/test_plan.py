@@ -645,6 +645,12 @@ int nvmlDeviceGetComputeRunningProcesses_v3(void *device, unsigned int *count, p
     return 0;
 }
 
+int nvmlDeviceGetCudaComputeCapability(void *device, int *major, int *minor) {
+    *major = number("NVML_CAPABILITY", 8);
+    *minor = 0;
+    return 0;
+}
+
 int nvmlSystemGetDriverVersion(char *version, unsigned int length) {
     strncpy(version, getenv("NVML_DRIVER") ? getenv("NVML_DRIVER") : "580.65.06", length);
     return 0;
@@ -680,6 +686,7 @@ def nvml(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"CUDA_VISIBLE_DEVICES": ""}, "GPU", "error", "none of the 1 GPUs"),
         ({"NVML_INIT": "18"}, "GPU", "error", "different versions"),
         ({"NVML_DRIVER": "470.10"}, "GPU driver", "error", "470.10"),
+        ({"NVML_CAPABILITY": "12", "TORCH": "2.9.1+cu126"}, "PyTorch for this GPU", "error", "12.6"),
         ({"TORCH": "2.9.1+cpu"}, "package torch", "error", "does not use the GPU"),
     ],
 )

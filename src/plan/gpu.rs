@@ -12,6 +12,9 @@ const DRIVERS: &[(&str, &str)] = &[
     ("13", "580.65.06"),
 ];
 
+/// The oldest CUDA with code for a generation of GPUs, by its compute capability: Blackwell, Hopper.
+const GENERATIONS: &[(i32, &str)] = &[(10, "12.8"), (9, "11.8")];
+
 /// What NVML says, against what the steps need.
 #[derive(Debug)]
 pub struct Facts<'a> {
@@ -68,6 +71,7 @@ pub fn check(facts: &Facts<'_>) -> Vec<Check> {
             .as_deref()
             .map(|version| driver_check(version, facts.cuda)),
     );
+    checks.extend(generation(first, facts.cuda));
     checks.extend(memory(first, facts.need));
     checks.push(others(first));
     checks.push(processes(&seen, facts.settings));
@@ -103,6 +107,24 @@ fn driver_check(version: &str, cuda: Option<&str>) -> Check {
     } else {
         question.ok(version)
     }
+}
+
+/// A PyTorch for a CUDA that is older than the GPU has no code for it.
+fn generation(gpu: &Gpu, cuda: Option<&str>) -> Option<Check> {
+    let ((major, minor), cuda) = (gpu.compute_capability?, cuda?);
+    let (_, least) = GENERATIONS.iter().find(|(from, _)| major >= *from)?;
+    let question = Question::new(
+        "PyTorch for this GPU",
+        format!("CUDA {least} or newer, for compute capability {major}.{minor}"),
+    );
+    Some(if Release::parse(cuda) < Release::parse(least) {
+        question.error(
+            format!("CUDA {cuda}, which has no code for the {}", gpu.name),
+            format!("install a PyTorch for CUDA {least} or newer (see pytorch.org)"),
+        )
+    } else {
+        question.ok(format!("CUDA {cuda}"))
+    })
 }
 
 /// The weights are certain to need their size, what comes beside them is an estimate.
@@ -192,6 +214,7 @@ mod tests {
             index,
             name: "NVIDIA GeForce RTX 4090".to_owned(),
             uuid: Some(format!("GPU-{index}")),
+            compute_capability: Some((8, 9)),
             total_bytes: Some(total * GIB),
             free_bytes: Some(free * GIB),
             processes: Vec::new(),
@@ -303,6 +326,32 @@ mod tests {
             };
             let verdict = verdict_of(&facts, "GPU driver");
             assert_eq!(verdict, Some(expected), "{cuda:?}");
+        }
+    }
+
+    #[test]
+    fn a_gpu_that_is_newer_than_its_pytorch_is_an_error() {
+        let settings = Settings::default();
+        for (capability, cuda, expected) in [
+            (Some((12, 0)), Some("12.4"), Some(Verdict::Error)),
+            (Some((12, 0)), Some("12.8"), Some(Verdict::Ok)),
+            (Some((10, 0)), Some("13.0"), Some(Verdict::Ok)),
+            (Some((9, 0)), Some("11.7"), Some(Verdict::Error)),
+            (Some((8, 9)), Some("11.7"), None),
+            (Some((12, 0)), None, None),
+            (None, Some("12.4"), None),
+        ] {
+            let gpu = Gpu {
+                compute_capability: capability,
+                ..card(0, 24, 24)
+            };
+            let driver = Ok(Some(driver(vec![gpu])));
+            let facts = Facts {
+                cuda,
+                ..facts(&driver, &settings)
+            };
+            let verdict = verdict_of(&facts, "PyTorch for this GPU");
+            assert_eq!(verdict, expected, "{capability:?} {cuda:?}");
         }
     }
 

@@ -18,6 +18,15 @@ pub struct Dit {
     pub inner_width: u64,
 }
 
+/// More than any model has: a header may say anything.
+const LARGEST_SIDE: u64 = 1 << 20;
+
+/// How many blocks there are, if this is the number of the last.
+fn block_count(number: &str) -> u64 {
+    let number: Option<u64> = number.parse().ok();
+    number.map_or(0, |number| number.min(LARGEST_SIDE) + 1)
+}
+
 impl Dit {
     #[must_use]
     pub fn of(metadata: &Metadata) -> Self {
@@ -29,14 +38,13 @@ impl Dit {
             let parameters: u64 = tensor.shape.iter().map(|side| *side as u64).product();
             dit.parameters += parameters;
             let first = tensor.shape.first().map_or(0, |side| *side as u64);
+            let first = first.min(LARGEST_SIDE);
             if let Some((block, rest)) = name
                 .strip_prefix("layers.")
                 .and_then(|rest| rest.split_once('.'))
             {
                 dit.block_parameters += parameters;
-                dit.blocks = dit
-                    .blocks
-                    .max(block.parse().map_or(0, |block: u64| block + 1));
+                dit.blocks = dit.blocks.max(block_count(block));
                 if rest == "feed_forward.w1.weight" {
                     dit.inner_width = first;
                 }
@@ -52,7 +60,7 @@ impl Dit {
     pub fn lora_parameters(&self, rank: u64) -> u64 {
         let attention = 4 * (self.width + self.width);
         let feed_forward = 3 * (self.width + self.inner_width);
-        self.blocks * rank * (attention + feed_forward)
+        (self.blocks * (attention + feed_forward)).saturating_mul(rank)
     }
 }
 
@@ -282,6 +290,23 @@ mod tests {
         };
         let _ = training(&Z_IMAGE, &mad, u64::MAX >> 8, u64::MAX);
         let _ = training(&Dit::default(), &mad, 0, 0);
+    }
+
+    #[test]
+    fn a_header_that_says_nonsense_is_no_panic() {
+        let largest = u64::MAX / 2;
+        let header = format!(
+            "{{\"cap_embedder.1.weight\":{{\"dtype\":\"U8\",\"shape\":[{largest},0],\"data_offsets\":[0,0]}},\
+             \"layers.{}.feed_forward.w1.weight\":{{\"dtype\":\"U8\",\"shape\":[{largest},0],\"data_offsets\":[0,0]}}}}",
+            u64::MAX
+        );
+        let dit = Dit::of(&serde_json::from_str(&header).unwrap());
+        let settings = Settings {
+            network_dim: u64::MAX,
+            ..Settings::default()
+        };
+        assert!(training(&dit, &settings, u64::MAX, u64::MAX).total > 0);
+        assert!(output_bytes(&dit, &settings, true) > 0);
     }
 
     #[test]

@@ -41,6 +41,10 @@ const SERVER_LIMIT: Duration = Duration::from_millis(800);
 /// A driver that has to wake its GPUs takes seconds.
 const DRIVER_LIMIT: Duration = Duration::from_secs(10);
 
+/// Of an interpreter, which may be no interpreter at all.
+const LONGEST_ANSWER_BYTES: usize = 1 << 20;
+const TOLD_LETTERS: usize = 200;
+
 /// What photos and their caches may take, where the size of their zip is not known.
 const DATASET_BYTES: u64 = 500_000_000;
 
@@ -811,7 +815,9 @@ impl Asked {
         };
         let mut said = String::new();
         let ended = process::run(&command, cancel, |lines| {
-            said.push_str(&lines);
+            if said.len() < LONGEST_ANSWER_BYTES {
+                said.push_str(&lines);
+            }
             Ok(())
         });
         match ended {
@@ -823,12 +829,8 @@ impl Asked {
         let last = last.unwrap_or_default();
         let answer: serde_json::Value = serde_json::from_str(last).unwrap_or_default();
         let Some(python) = answer["python"].as_str() else {
-            return Ok(Err(if last.is_empty() {
-                "it says nothing"
-            } else {
-                last
-            }
-            .to_owned()));
+            let told: String = last.chars().take(TOLD_LETTERS).collect();
+            return Ok(Err(format!("it says {told:?}")));
         };
         let table = |name: &str| {
             let entries = answer[name].as_object().into_iter().flatten();
