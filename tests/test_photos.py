@@ -408,20 +408,21 @@ def test_heic_pictures_are_told_how_to_convert(workspace: Workspace, caplog: pyt
         assert [line for line in said(caplog, logging.WARNING) if name in line and "heif-convert" in line]
 
 
-def test_cancelling_leaves_the_old_dataset(
-    workspace: Workspace, reacts: Callable[[str, Callable[[], object]], None]
+def test_cancelling_ends_it_at_once_and_leaves_the_old_dataset(
+    workspace: Workspace, reacts: Callable[[str, Callable[[], object]], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     old = workspace.old_dataset()
     photo = encoded(picture(900, 600), exif=exif(6))
-    workspace.serve(make_zip(*((f"{number:02}.jpg", photo) for number in range(40))))
+    workspace.serve(make_zip(*(Entry(f"{number:03}.jpg", photo, stored=True) for number in range(120))))
     cancelled = trainer(workspace)
-    reacts("turned upright 00.jpg", cancelled.cancel)
+    reacts("turned upright 000.jpg", cancelled.cancel)
     with pytest.raises(musubitraining.Cancelled):
         cancelled._prepare_dataset(workspace.toml, workspace.url, "word")
     found = {
         path.relative_to(workspace.training).as_posix() for path in workspace.training.rglob("*") if path.is_file()
     }
     assert found == set(old)
+    assert said_of(caplog, "more photos right") == [], "all were"
 
 
 # ---- too small --------------------------------------------------------------------------------------------------
