@@ -172,12 +172,27 @@ pub fn can_import(py: Python<'_>, name: &str) -> PyResult<bool> {
     Ok(find_spec(py, name).is_some() || ask_another(py, name)? == Some(true))
 }
 
-/// Whether a script can import `name` by itself: from its environment, not from the folder of this program's script.
+/// Whether a script can import `name` by itself: from its environment, not from the folder of this program's script, nor
+/// because this program has imported it from somewhere already.
 fn scripts_can_import(py: Python<'_>, name: &str) -> PyResult<bool> {
-    match ask_another(py, name)? {
-        Some(answer) => Ok(answer),
-        None => Ok(can_import(py, name)? && !lies_beside_the_script(py, name)?),
+    if let Some(answer) = ask_another(py, name)? {
+        return Ok(answer);
     }
+    match look_for(py, name)? {
+        Some(spec) => Ok(!lies_beside_the_script(&spec)?),
+        None => Ok(false),
+    }
+}
+
+/// What an import would find that had to look for it.
+fn look_for<'py>(py: Python<'py>, name: &str) -> PyResult<Option<Bound<'py, PyAny>>> {
+    for finder in py.import("sys")?.getattr("meta_path")?.try_iter()? {
+        let spec = finder?.call_method1("find_spec", (name, py.None()));
+        if let Some(spec) = spec.ok().filter(|spec| !spec.is_none()) {
+            return Ok(Some(spec));
+        }
+    }
+    Ok(None)
 }
 
 fn find_spec<'py>(py: Python<'py>, name: &str) -> Option<Bound<'py, PyAny>> {
@@ -187,11 +202,8 @@ fn find_spec<'py>(py: Python<'py>, name: &str) -> Option<Bound<'py, PyAny>> {
 }
 
 /// Whether a package is found only because it lies where this program's script does: a child has another script.
-fn lies_beside_the_script(py: Python<'_>, name: &str) -> PyResult<bool> {
-    let Some(spec) = find_spec(py, name) else {
-        return Ok(false);
-    };
-    let sys = py.import("sys")?;
+fn lies_beside_the_script(spec: &Bound<'_, PyAny>) -> PyResult<bool> {
+    let sys = spec.py().import("sys")?;
     let script_folder: String = sys
         .getattr("path")?
         .get_item(0)

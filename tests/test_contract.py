@@ -18,7 +18,7 @@ import typing
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest.mock import create_autospec, patch
 
@@ -383,6 +383,15 @@ def test_an_installed_musubi_tuner_is_left_in_place(bench: Bench) -> None:
 
 def whole_run(work: Work):
     return work.train()
+
+
+def test_a_musubi_tuner_that_only_this_process_has_is_not_the_childrens(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "musubi_tuner", ModuleType("musubi_tuner"))
+    train(workspace)
+    source = str(workspace.root / "musubi/src")
+    assert all(call["env"]["PYTHONPATH"].split(os.pathsep)[0] == source for call in workspace.tuner.calls())
 
 
 def test_this_process_keeps_its_environment_and_folder(workspace: Workspace) -> None:

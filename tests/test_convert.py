@@ -274,7 +274,7 @@ K = f"{Q[:-1]}k"
 BAD = {
     "empty": (b"", "0 bytes"),
     "text": (b"fake", "4 bytes"),
-    "torch's own": (b"PK\x03\x04" + bytes(100), "does not begin with a safetensors header"),
+    "torch's own": (b"PK\x03\x04" + bytes(100), "it is a PyTorch checkpoint"),
     "page": (b"<!DOCTYPE html><html>", "web page of 21 bytes"),
     "git-lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 140\n", "git-lfs pointer"),
     "cut": (of_tensors(GOOD)[:-1], "is cut: its header promises"),

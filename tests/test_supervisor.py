@@ -2,6 +2,7 @@
 
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -184,3 +185,26 @@ except RuntimeError as error:
         pytest.skip("needs root to become a user without processes")
     with host(code) as process:
         assert "cannot start a thread" in read_until(process, "raised")
+
+
+# As OpenBLAS's, which takes a lock that another thread of the host may have had when this process was forked.
+WAITS_IN_FORKS_OF_A_FORK = """
+#include <pthread.h>
+#include <unistd.h>
+static pid_t host;
+static void prepare(void) { while (getpid() != host) pause(); }
+__attribute__((constructor)) static void begin(void) { host = getpid(); pthread_atfork(prepare, NULL, NULL); }
+"""
+
+
+def test_what_a_library_does_at_forks_does_not_hold_a_step_up(tmp_path: Path) -> None:
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    library = tmp_path / "library.so"
+    (tmp_path / "library.c").write_text(WAITS_IN_FORKS_OF_A_FORK)
+    subprocess.run([compiler, "-shared", "-fPIC", "-pthread", "-o", library, tmp_path / "library.c"], check=True)
+    code = "import ctypes; ctypes.CDLL(sys.argv[2]); step('print(\\'up\\')'); print('step done', flush=True)"
+    with host(code, str(library)) as process:
+        output, _ = process.communicate(timeout=60)
+        assert "step done" in output, output

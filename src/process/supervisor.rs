@@ -89,7 +89,12 @@ fn fork_supervised(
         // Where the host ignores it, the kernel would throw the command's status away.
         libc::signal(libc::SIGCHLD, libc::SIG_DFL);
         let supervisor = libc::getpid();
-        match libc::fork() {
+        let forked = if host.is_some() {
+            fork_without_handlers()
+        } else {
+            libc::fork()
+        };
+        match forked {
             -1 => Err(io::Error::last_os_error()),
             0 => {
                 libc::setpgid(0, 0);
@@ -123,6 +128,36 @@ fn fork_supervised(
                 .watch(lifeline, locks)
             }
         }
+    }
+}
+
+/// Forks the child of a host that has threads. `fork` would run what libraries have registered for it
+/// (`pthread_atfork`), and wait for ever for a lock that another thread of the host had when this process was forked:
+/// OpenBLAS, which NumPy brings, takes one while two steps start at once.
+///
+/// # Safety
+/// As after `fork` in such a process: only what is async-signal-safe may follow.
+unsafe fn fork_without_handlers() -> pid_t {
+    // SAFETY: without flags but the signal at its end, and on a copy of the same stack, this is what `fork` is made of.
+    #[cfg(target_os = "linux")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "a process's number is a pid_t"
+    )]
+    unsafe {
+        libc::syscall(
+            libc::SYS_clone,
+            libc::c_long::from(libc::SIGCHLD),
+            0,
+            0,
+            0,
+            0,
+        ) as pid_t
+    }
+    // SAFETY: as the caller promises.
+    #[cfg(not(target_os = "linux"))]
+    unsafe {
+        libc::fork()
     }
 }
 
