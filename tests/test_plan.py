@@ -529,6 +529,18 @@ def test_photos_that_are_here_are_counted_and_not_touched(place: Workspace) -> N
     assert snapshot(place.root) == before
 
 
+def test_photos_of_an_earlier_run_are_counted(place: Workspace) -> None:
+    assert [check for check in plan(place, url=None).checks if check.name == "photos"] == []
+    place.images.mkdir(parents=True)
+    (place.images / "a.jpg").write_bytes(jpeg())
+    (place.images / "a.txt").write_text("a cat")
+    before = snapshot(place.root)
+    check = row(plan(place, url=None), "photos")
+    assert check.verdict == "ok"
+    assert "1 photos of an earlier run are in place (1 with a caption)" in check.found
+    assert snapshot(place.root) == before
+
+
 @pytest.mark.parametrize(
     ("arrange", "part"),
     [

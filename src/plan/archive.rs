@@ -111,6 +111,15 @@ pub fn here(survey: Option<&Survey>) -> Check {
     )
 }
 
+/// The photos of the dataset that is there, which a run would replace.
+#[must_use]
+pub fn in_place(survey: &Survey) -> Check {
+    of_names().ok(format!(
+        "{} photos of an earlier run are in place ({} with a caption); where new ones come from is not given",
+        survey.photos, survey.captioned
+    ))
+}
+
 /// Files that are named, at most.
 const NAMED: usize = 5;
 

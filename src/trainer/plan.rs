@@ -201,6 +201,8 @@ struct Photos {
 enum Place {
     Server(RedactedUrl),
     Here(arguments::Photos),
+    /// Of the dataset that is there.
+    Dataset(PathBuf),
 }
 
 impl<'py> Planned<'_, 'py> {
@@ -371,8 +373,11 @@ impl<'py> Planned<'_, 'py> {
     }
 
     fn photos(&mut self, given: Option<&Bound<'_, PyAny>>) -> PyResult<Option<Photos>> {
-        let Some(given) = given.filter(|_| self.has(Step::PrepareDataset)) else {
+        if !self.has(Step::PrepareDataset) {
             return Ok(None);
+        }
+        let Some(given) = given.filter(|given| !given.is_none()) else {
+            return self.photos_in_place();
         };
         let place = match arguments::Photos::of(given) {
             Ok(place) => place,
@@ -399,6 +404,19 @@ impl<'py> Planned<'_, 'py> {
                 ))?),
                 None => Place::Here(place),
             },
+            options: dataset_options::of(self.trainer)?,
+            limits: dataset_limits::of(self.trainer)?,
+        }))
+    }
+
+    /// Those of the last run, which the next one replaces.
+    fn photos_in_place(&self) -> PyResult<Option<Photos>> {
+        let images = Layout::new(&path_of(self.trainer, "absolute_path_training_folder")?).images();
+        if !images.is_dir() {
+            return Ok(None);
+        }
+        Ok(Some(Photos {
+            place: Place::Dataset(images),
             options: dataset_options::of(self.trainer)?,
             limits: dataset_limits::of(self.trainer)?,
         }))
@@ -573,11 +591,16 @@ impl Photos {
                 return Ok((check, bytes));
             }
             Place::Here(arguments::Photos::Text(text)) => dataset::Photos::Text(text),
-            Place::Here(arguments::Photos::Path(path)) => dataset::Photos::Path(path),
+            Place::Here(arguments::Photos::Path(path)) | Place::Dataset(path) => {
+                dataset::Photos::Path(path)
+            }
         };
         match dataset::survey(place, &self.options, &self.limits, cancel) {
             Err(Error::Cancelled) => Err(Error::Cancelled),
             Err(error) => Ok((plan::archive::unreadable(&error), None)),
+            Ok(Some(survey)) if matches!(self.place, Place::Dataset(_)) => {
+                Ok((plan::archive::in_place(&survey), None))
+            }
             Ok(survey) => Ok((plan::archive::here(survey.as_ref()), None)),
         }
     }
