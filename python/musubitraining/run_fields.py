@@ -1,0 +1,157 @@
+"""Fields of what a run writes down: each reads what it can, and is its default where that is missing or another thing.
+
+A record is read long after it was written, by other versions, and may be torn: nothing here raises for what it finds.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import MISSING, field, fields, is_dataclass
+from datetime import datetime, timedelta, timezone
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+# What JSON had, to what the field holds; None where it is not that.
+Reader = Callable[[Any], Any]
+
+_TIME = re.compile(
+    r"(\d{4})-(\d\d)-(\d\d)[T ](\d\d):(\d\d):(\d\d)(?:\.(\d{1,9})\d*)?(?:(Z)|([+-])(\d\d):?(\d\d))?", re.ASCII
+)
+
+
+def one(reader: Reader, *, default: Any = None, key: str | None = None) -> Any:
+    """A field that may be missing; `key` is its name in JSON where that cannot be the one in Python."""
+    return field(default=default, metadata={"read": reader, "key": key})
+
+
+def needed(reader: Reader) -> Any:
+    """A field without which the object is passed over."""
+    return field(metadata={"read": reader})
+
+
+def many(reader: Reader) -> Any:
+    """A list; elements that cannot be read are left out."""
+    return field(default=(), metadata={"read": each(reader)})
+
+
+def objects() -> Any:
+    """A JSON object as it is."""
+    return field(default_factory=dict, metadata={"read": mapping})
+
+
+def read(kind: type[T], found: object) -> T | None:
+    """An object of the dataclass `kind`; None where `found` is no JSON object or lacks a field that is needed."""
+    if not isinstance(found, dict):
+        return None
+    values = {}
+    for one in fields(kind):  # type: ignore[arg-type]
+        if "read" not in one.metadata:
+            continue
+        value = one.metadata["read"](found.get(one.metadata.get("key") or one.name))
+        if value is not None:
+            values[one.name] = value
+        elif one.default is MISSING and one.default_factory is MISSING:
+            return None
+    return kind(**values)
+
+
+def written(value: Any) -> Any:
+    """The same for JSON: what `read` makes this object of."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {
+            one.metadata.get("key") or one.name: written(getattr(value, one.name))
+            for one in fields(value)
+            if "read" in one.metadata
+        }
+    if isinstance(value, dict):
+        return {str(key): written(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [written(item) for item in value]
+    if isinstance(value, datetime):
+        return value.astimezone(timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    # JSON knows neither NaN nor infinity.
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def text(found: Any) -> str | None:
+    """A string."""
+    return found if isinstance(found, str) else None
+
+
+def word(*words: str) -> Reader:
+    """One of these strings."""
+    return lambda found: found if isinstance(found, str) and found in words else None
+
+
+def number(found: Any) -> float | None:
+    """A finite number."""
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        return None
+    try:
+        value = float(found)
+    except OverflowError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def count(found: Any) -> int | None:
+    """A whole number from 0."""
+    value = number(found)
+    return int(found) if value is not None and value >= 0 and value.is_integer() else None
+
+
+def integer(found: Any) -> int | None:
+    """A whole number."""
+    value = number(found)
+    return int(found) if value is not None and value.is_integer() else None
+
+
+def mapping(found: Any) -> dict[str, Any] | None:
+    """A JSON object as it is."""
+    return found if isinstance(found, dict) else None
+
+
+def time(found: Any) -> datetime | None:
+    """An ISO 8601 time, with an offset or in UTC."""
+    parts = _TIME.fullmatch(found) if isinstance(found, str) else None
+    if parts is None:
+        return None
+    *date, fraction, _, sign, hours, minutes = parts.groups()
+    try:
+        offset = timedelta(hours=int(hours or 0), minutes=int(minutes or 0)) * (-1 if sign == "-" else 1)
+        microseconds = int(f"{fraction or 0:0<6}"[:6])
+        at = datetime(*map(int, date), microseconds, tzinfo=timezone(offset))  # type: ignore[arg-type,misc]
+        return at.astimezone(timezone.utc)
+    except (ValueError, OverflowError):
+        return None
+
+
+def each(reader: Reader) -> Reader:
+    """A list, as a tuple, of what can be read of it."""
+
+    def read_each(found: Any) -> tuple[Any, ...] | None:
+        if not isinstance(found, list | tuple):
+            return None
+        return tuple(value for value in map(reader, found) if value is not None)
+
+    return read_each
+
+
+def each_named(reader: Reader) -> Reader:
+    """A JSON object whose values are all of a kind."""
+
+    def read_each(found: Any) -> dict[str, Any] | None:
+        if not isinstance(found, dict):
+            return None
+        values = {name: reader(value) for name, value in found.items()}
+        return {name: value for name, value in values.items() if value is not None}
+
+    return read_each
+
+
+def a(kind: type[Any]) -> Reader:
+    """An object of a dataclass."""
+    return lambda found: read(kind, found)
