@@ -385,7 +385,9 @@ class TrainingRun:
 
         path = (self._folder() if folder is None else Path(folder)) / FILE
         # A member a line.
-        members = (f"{json.dumps(name)}: {json.dumps(value, allow_nan=False)}" for name, value in self.to_dict().items())
+        members = (
+            f"{json.dumps(name)}: {json.dumps(value, allow_nan=False)}" for name, value in self.to_dict().items()
+        )
         whole_file.write(path, ("{\n" + ",\n".join(members) + "\n}\n").encode())
         return path
 

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import shlex
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean
@@ -29,6 +29,8 @@ MOST_SAMPLES = 60
 MOST_SAMPLE_BYTES = 8 * 2**20
 MOST_LINES = 300
 MOST_CHARACTERS = 20_000
+
+GIB_STEPS = [2.0**power for power in range(-4, 12)]
 
 STEPS = {
     "dataset": "Dataset",
@@ -77,24 +79,30 @@ def _name(run: TrainingRun) -> str:
 
 
 def _header(run: TrainingRun) -> Markup:
-    when = [
-        tag("span", word, " ", tag("time", _clock(at), datetime=at.isoformat()))
-        for word, at in (("began", run.started_at), ("ended", run.ended_at))
-        if at is not None
-    ]
     told = [tag("span", tag("bdi", _bounded(one, 200))) for one in (run.versions.gpu, run.output_name) if one]
     return tag(
         "header",
         tag("p", "Training run", class_="kind"),
         tag("h1", tag("bdi", _name(run))),
-        tag("p", tag("span", OUTCOMES[run.outcome], class_=f"outcome {run.outcome}"), told, when, class_="line"),
+        tag("p", tag("span", OUTCOMES[run.outcome], class_=f"outcome {run.outcome}"), told, _when(run), class_="under"),
         _error(run),
         tag("dl", [tag("div", tag("dt", name), tag("dd", value)) for name, value in _figures(run)], class_="figures"),
     )
 
 
-def _clock(at: datetime) -> str:
-    return f"{at.day} {at:%b %Y, %H:%M} UTC"
+def _when(run: TrainingRun) -> Markup | None:
+    began, ended = run.started_at, run.ended_at
+    if began is None:
+        return None
+    day = f"{began.day} {began:%b %Y}, "
+    if ended is None or ended - began < timedelta(minutes=1):
+        return tag("span", day, _clock(began), " UTC")
+    other_day = "" if ended.date() == began.date() else f"{ended.day} {ended:%b %Y}, "
+    return tag("span", day, _clock(began), f" to {other_day}", _clock(ended), " UTC")
+
+
+def _clock(at: datetime) -> Markup:
+    return tag("time", f"{at:%H:%M}", datetime=at.isoformat())
 
 
 def _error(run: TrainingRun) -> Markup | None:
@@ -209,6 +217,8 @@ def _loss(run: TrainingRun) -> Markup:
         up=charts.Axis("loss", lambda loss: f"{loss:.4g}", wording.loss),
         marks=marks,
     )
+    if run.learning_rate is not None:
+        told += f" Learning rate {run.learning_rate:g}."
     names = {"raw": "average loss, as logged", "smooth": "smoothed", "checkpoint": "checkpoint", "sample": "sample"}
     keys = ["raw", "smooth", *dict.fromkeys(mark.look for mark in marks)]
     wrong = None
@@ -310,8 +320,8 @@ def _gpu(run: TrainingRun) -> Markup | None:
         description=told,
         places=[readings[place].seconds for place in places],
         series=series,
-        across=charts.Axis("after", wording.duration),
-        up=charts.Axis("GiB", lambda value: f"{value:.3g}", lambda value: f"{value:.1f} GiB"),
+        across=charts.Axis("after", wording.clock, wording.duration, wording.CLOCK_STEPS),
+        up=charts.Axis("GiB", lambda value: f"{value:.3g}", lambda value: f"{value:.1f} GiB", GIB_STEPS),
         from_zero=True,
     )
     keys = [("smooth", "memory in use, GiB"), *([("raw", "memory of the GPU")] if totals else [])]
@@ -361,11 +371,14 @@ def _photos(run: TrainingRun) -> Markup | None:
     if not run.photos:
         return None
     pictures = Pictures(most=MOST_PHOTOS, most_bytes=MOST_PHOTO_BYTES, edge=320)
-    sheet = [_photo(photo, run, pictures) for photo in run.photos[:MOST_PHOTOS]]
     others = run.photos[MOST_PHOTOS:]
     changed = sum(bool(photo.done) for photo in run.photos)
     told = wording.some(len(run.photos), "photo")
     told += f", {changed:,} of them changed on the way in." if changed else ", none changed on the way in."
+    origins = {photo.caption_from for photo in run.photos}
+    if len(origins) == 1 and None not in origins:
+        told += f" Captions: {_origin(*origins)}."
+    sheet = [_photo(photo, run, pictures, len(origins) > 1) for photo in run.photos[:MOST_PHOTOS]]
     rest = None
     if others:
         names = [tag("li", tag("bdi", _bounded(photo.file, 200))) for photo in others[:MOST_NAMES]]
@@ -378,7 +391,12 @@ def _photos(run: TrainingRun) -> Markup | None:
     return joined([tag("p", told), tag("div", sheet, class_="sheet"), rest])
 
 
-def _photo(photo: Photo, run: TrainingRun, pictures: Pictures) -> Markup:
+def _origin(caption_from: str | None) -> str:
+    words = {"trigger": "the trigger word", "file": "from files", "default": "the default caption"}
+    return words.get(caption_from or "", _bounded(caption_from, 60))
+
+
+def _photo(photo: Photo, run: TrainingRun, pictures: Pictures, mixed: bool) -> Markup:
     found = None
     # A name with a folder in it is no name of a photo.
     if run.folder is not None and photo.file == Path(photo.file).name and "\0" not in photo.file:
@@ -386,13 +404,13 @@ def _photo(photo: Photo, run: TrainingRun, pictures: Pictures) -> Markup:
         found = pictures.take(images / photo.file, images)
     facts = [f"{photo.width:,} × {photo.height:,}"] if photo.width and photo.height else []
     facts += [wording.size(photo.bytes)] if photo.bytes is not None else []
-    if photo.caption_from and photo.caption_from != "trigger":
-        facts.append(f"caption from {_bounded(photo.caption_from, 60)}")
+    if photo.caption_from and mixed:
+        facts.append(f"caption: {_origin(photo.caption_from)}")
     words = [
         tag("span", tag("bdi", _bounded(photo.caption, 600)), class_="caption") if photo.caption else None,
         tag("span", tag("bdi", _bounded(photo.file, 200)), class_="file"),
         tag("span", " · ".join(facts), class_="facts") if facts else None,
-        [tag("span", tag("bdi", _bounded(one, 300)), class_="done") for one in photo.done[:20]],
+        [tag("span", tag("bdi", _bounded(one, 300)), class_="change") for one in photo.done[:20]],
         [tag("span", tag("bdi", _bounded(one, 300)), class_="wrong") for one in photo.warnings[:20]],
     ]
     return _figure(found, photo.caption or photo.file, words)
@@ -438,11 +456,8 @@ def _files(run: TrainingRun) -> Markup | None:
 
 
 def _settings(run: TrainingRun) -> Markup:
-    first = dict(run.arguments)
-    if run.learning_rate is not None:
-        first.setdefault("learning_rate", run.learning_rate)
     groups = [
-        ("Arguments of train()", first),
+        ("Arguments of train()", run.arguments),
         ("Training options", run.options),
         ("Launch options", run.launch_options),
         ("Dataset options", run.dataset_options),
@@ -466,12 +481,19 @@ def _versions(run: TrainingRun) -> Markup:
 
 
 def _pairs(found: dict[str, Any]) -> Markup:
-    pairs = list(found.items())
+    # Those that take the whole width come last.
+    pairs = sorted(found.items(), key=lambda pair: "\n" in str(pair[1]))
     rows = [
-        tag("div", tag("dt", tag("bdi", _bounded(str(name), 100))), tag("dd", _value(value)))
+        tag("div", tag("dt", tag("bdi", _breakable(name))), tag("dd", _value(value)))
         for name, value in pairs[:MOST_LINES]
     ]
     return joined([tag("dl", rows, class_="settings"), _more(len(pairs) - MOST_LINES, "setting")])
+
+
+def _breakable(name: str) -> list[Markup | str]:
+    """A name that may be broken behind its underscores."""
+    *words, last = _bounded(name, 100).split("_")
+    return [*(part for word in words for part in (f"{word}_", tag("wbr"))), last]
 
 
 def _value(value: object) -> Markup:

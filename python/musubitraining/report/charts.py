@@ -14,7 +14,7 @@ from musubitraining.report.markup import Markup, tag
 HEIGHT = 240
 # Of the words under the chart, and above its highest line.
 FOOT = 24
-HEAD = 14
+HEAD = 18
 # The inside of the box that is stretched.
 INSIDE = 1000
 
@@ -40,19 +40,27 @@ class Mark:
 
 @dataclass(frozen=True)
 class Axis:
-    """How the values of an axis are told: on it, and where one is pointed at."""
+    """How the values of an axis are told, on it and where one is pointed at, and the steps between those on it."""
 
     name: str
     tell: Callable[[float], str]
     tell_exactly: Callable[[float], str] | None = None
+    steps: Sequence[float] = ()
 
 
-def ticks(least: float, most: float, number: int) -> list[float]:
-    """About so many round values from `least` to `most`, the first not above and the last not below them."""
-    span = most - least or abs(most) or 1.0
-    raw = span / max(1, number)
+def ticks(least: float, most: float, number: int, steps: Sequence[float] = ()) -> list[float]:
+    """About so many round values from `least` to `most`, the first not above and the last not below them.
+
+    Args:
+        least: the lowest value.
+        most: the highest value.
+        number: how many steps there should be.
+        steps: between two of them, rising; by default 1, 2, 2.5 and 5 times a power of ten.
+    """
+    raw = (most - least or abs(most) or 1.0) / number
     power = 10.0 ** math.floor(math.log10(raw))
-    step = next(power * factor for factor in (1, 2, 2.5, 5, 10, 20) if power * factor >= raw * 0.999)
+    decimal = [power * factor for factor in (1, 2, 2.5, 5, 10)]
+    step = next((step for step in (*steps, *decimal) if step >= raw * 0.999), 10 * power)
     first = math.floor(least / step + 1e-9)
     last = max(first + 1, math.ceil(most / step - 1e-9))
     return [place * step for place in range(first, last + 1)]
@@ -84,7 +92,7 @@ def lines(
         name: an identifier in the document.
     """
     shown = [value for one in series for value in one.values if is_drawable(value)]
-    heights = ticks(0.0 if from_zero else min(shown, default=0.0), max(shown, default=1.0), 4)
+    heights = ticks(0.0 if from_zero else min(shown, default=0.0), max(shown, default=1.0), 4, up.steps)
     low, high = heights[0], heights[-1]
     left, right = places[0], places[-1] if places[-1] > places[0] else places[0] + 1.0
 
@@ -97,11 +105,17 @@ def lines(
     labels = [tag("text", up.tell(value), x="100%", dx=-8, y=f"{y(value) + 4:.1f}") for value in heights]
     grid = [tag("line", x1=0, x2="100%", y1=f"{y(value):.1f}", y2=f"{y(value):.1f}") for value in heights]
     drawn = [_line(one, [x(place) * INSIDE for place in places], y, y(low)) for one in series]
+    gaps = [
+        tag("rect", x=f"{100 * x(start):.2f}%", width=f"{max(0.4, 100 * (x(end) - x(start))):.2f}%", y=HEAD,
+            height=HEIGHT - HEAD - FOOT)
+        for start, end in _gaps(places, series[0].values)
+    ]  # fmt: skip
     picture = tag(
         "svg",
         tag("title", title, id=f"{name}-title"),
         tag("desc", description, id=f"{name}-desc"),
         tag("g", grid, class_="grid"),
+        tag("g", gaps, class_="gap"),
         tag("svg", drawn, viewBox=f"0 0 {INSIDE} {HEIGHT}", preserveAspectRatio="none", width="100%", height=HEIGHT),
         tag("g", [_mark(mark, x(mark.place)) for mark in marks], class_="marks"),
         tag("g", _words_across(left, right, x, across), class_="across"),
@@ -119,6 +133,15 @@ def lines(
         box,
         class_="chart",
     )
+
+
+def _gaps(places: Sequence[float], values: Sequence[float]) -> list[tuple[float, float]]:
+    gaps = []
+    for drawable, stretch in itertools.groupby(zip(places, values, strict=True), key=lambda one: is_drawable(one[1])):
+        if not drawable:
+            missing = [place for place, _ in stretch]
+            gaps.append((missing[0], missing[-1]))
+    return gaps
 
 
 def _line(one: Series, across: Sequence[float], y: Callable[[float], float], floor: float) -> Markup:
@@ -140,14 +163,17 @@ def _line(one: Series, across: Sequence[float], y: Callable[[float], float], flo
 
 
 def _mark(mark: Mark, place: float) -> Markup:
-    shape = tag("path", d="M0 -5L5 0L0 5L-5 0Z") if mark.look == "checkpoint" else tag("circle", r=4)
+    """Samples stand on the axis, checkpoints above the highest line: both may be of one step."""
+    is_sample = mark.look == "sample"
+    shape = tag("circle", r=4) if is_sample else tag("path", d="M0 -5L5 0L0 5L-5 0Z")
+    height = HEIGHT - FOOT if is_sample else HEAD - 8
     # What overflows a nested picture is shown only where it says so.
-    inside = tag("svg", tag("title", mark.name), shape, x=f"{100 * place:.2f}%", y=HEIGHT - FOOT, overflow="visible")
+    inside = tag("svg", tag("title", mark.name), shape, x=f"{100 * place:.2f}%", y=height, overflow="visible")
     return tag("g", inside, class_=mark.look)
 
 
 def _words_across(left: float, right: float, x: Callable[[float], float], axis: Axis) -> list[Markup]:
-    inner = [place for place in ticks(left, right, 4) if 0.12 < x(place) < 0.86]
+    inner = [place for place in ticks(left, right, 4, axis.steps) if 0.12 < x(place) < 0.86]
     words = [(left, "start"), *((place, "middle") for place in inner), (right, "end")]
     return [
         tag("text", axis.tell(place), x=f"{100 * x(place):.2f}%", y=HEIGHT - 4, text_anchor=anchor)
@@ -232,4 +258,5 @@ def timeline(spans: Sequence[Span], *, whole: float) -> Markup:
             )
         )
     head = tag("tr", [tag("th", name, scope="col") for name in ("Step", "When", "Took")])
-    return tag("table", tag("thead", head, class_="unseen"), tag("tbody", rows), class_="timeline")
+    columns = tag("colgroup", [tag("col", class_=name) for name in ("name", "bar", "number")])
+    return tag("table", columns, tag("thead", head, class_="unseen"), tag("tbody", rows), class_="timeline")

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 # What HTML has no place for, a NUL among it.
 _CONTROLS = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
-_VOID = {"br", "img", "meta"}
+_VOID = {"col", "img", "meta", "wbr"}
 
 
 class Markup(str):

@@ -6,9 +6,11 @@ import math
 
 
 def duration(seconds: float | None) -> str:
-    """`0.2 s`, `48 s`, `2 min 03 s`, `1 h 20 min`."""
+    """`34 ms`, `0.2 s`, `48 s`, `2 min 03 s`, `1 h 20 min`."""
     if seconds is None:
         return "–"
+    if 0 < seconds < 0.095:
+        return f"{1000 * seconds:.0f} ms"
     if seconds < 10:
         return f"{max(0.0, seconds):.1f} s"
     whole = round(seconds)
@@ -18,6 +20,17 @@ def duration(seconds: float | None) -> str:
         return f"{whole // 60} min {whole % 60:02} s"
     minutes = round(seconds / 60)
     return f"{minutes // 60:,} h {minutes % 60:02} min"
+
+
+# Between two times on an axis.
+CLOCK_STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400)
+
+
+def clock(seconds: float) -> str:
+    """`0:08`, `22:20`, `1:03:00`."""
+    whole = round(seconds)
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
 
 
 def size(count: int | None) -> str:
