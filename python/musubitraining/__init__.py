@@ -18,6 +18,7 @@ __all__ = [
     "Plan",
     "Preset",
     "TrainingOptions",
+    "TrainingRun",
     "convert_lora_to_comfyui",
     "dataset_toml",
     "logger",
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
         Plan,
         Preset,
         TrainingOptions,
+        TrainingRun,
         logger,
     )
 else:

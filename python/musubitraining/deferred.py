@@ -10,6 +10,7 @@ from musubitraining.errors import CalledProcessError
 from musubitraining.plan import Check, Plan
 
 if TYPE_CHECKING:
+    from musubitraining.run_record import TrainingRun
     from musubitraining.training_options import LaunchOptions, Preset, TrainingOptions
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Plan",
     "Preset",
     "TrainingOptions",
+    "TrainingRun",
     "logger",
 ]
 
@@ -35,6 +37,7 @@ _MODULES = {
     "LaunchOptions": "training_options",
     "Preset": "training_options",
     "TrainingOptions": "training_options",
+    "TrainingRun": "run_record",
 }
 
 

@@ -122,7 +122,7 @@ class Photo:
         height: in pixels, as it is trained on.
         bytes: its size.
         caption: what it is trained with.
-        caption_from: where that came from, such as "trigger" or "file".
+        caption_from: "trigger", "file" or "default_caption".
         done: what was done to it, each in words.
         warnings: what looks wrong with it, each in words.
     """

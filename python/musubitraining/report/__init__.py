@@ -392,7 +392,7 @@ def _photos(run: TrainingRun) -> Markup | None:
 
 
 def _origin(caption_from: str | None) -> str:
-    words = {"trigger": "the trigger word", "file": "from files", "default": "the default caption"}
+    words = {"trigger": "the trigger word", "file": "from files", "default_caption": "the default caption"}
     return words.get(caption_from or "", _bounded(caption_from, 60))
 
 
