@@ -14,6 +14,9 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+# Further from zero is nothing that is recorded, and arithmetic would overflow.
+LARGEST = 1e30
+
 # What JSON had, to what the field holds; None where it is not that.
 Reader = Callable[[Any], Any]
 
@@ -87,20 +90,20 @@ def word(*words: str) -> Reader:
 
 
 def number(found: Any) -> float | None:
-    """A finite number."""
+    """A number, finite and not beyond `LARGEST`."""
     if isinstance(found, bool) or not isinstance(found, int | float):
         return None
     try:
         value = float(found)
     except OverflowError:
         return None
-    return value if math.isfinite(value) else None
+    return value if abs(value) <= LARGEST else None
 
 
 def count(found: Any) -> int | None:
-    """A whole number from 0."""
-    value = number(found)
-    return int(found) if value is not None and value >= 0 and value.is_integer() else None
+    """A whole number from 0 that fits into 64 bits."""
+    value = integer(found)
+    return value if value is not None and 0 <= value < 2**63 else None
 
 
 def integer(found: Any) -> int | None:

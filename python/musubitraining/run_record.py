@@ -211,6 +211,10 @@ def _loss_point(found: Any) -> LossPoint | None:
     )
 
 
+def _loss(found: Any) -> tuple[LossPoint, ...]:
+    return tuple(sorted(fields.each(_loss_point)(found) or (), key=lambda point: point.step))
+
+
 def _gpu_reading(found: Any) -> GpuReading | None:
     cells = (*found, None, None, None, None)[:4] if isinstance(found, list) else (None,) * 4
     seconds, used = fields.number(cells[0]), fields.count(cells[1])
@@ -240,7 +244,7 @@ class TrainingRun:
         dataset_options: the dataset options by name, None without any.
         commands: each step's command, program first.
         steps: of the run, in the order in which they began; the two caching steps may overlap.
-        loss: by training step.
+        loss: by training step, rising.
         seconds_per_step: of the training, mean; None where it is not known.
         learning_rate: the highest of the schedule, where it is known.
         gpu: every few seconds.
@@ -270,7 +274,7 @@ class TrainingRun:
         default_factory=dict, metadata={"read": fields.each_named(fields.each(fields.text))}
     )
     steps: tuple[Step, ...] = fields.many(fields.a(Step))
-    loss: tuple[LossPoint, ...] = fields.many(_loss_point)
+    loss: tuple[LossPoint, ...] = fields.one(_loss, default=())
     seconds_per_step: float | None = fields.one(fields.number)
     learning_rate: float | None = fields.one(fields.number)
     gpu: tuple[GpuReading, ...] = fields.many(_gpu_reading)

@@ -299,7 +299,7 @@ def _step_name(step: str) -> str:
 
 
 def _gpu(run: TrainingRun) -> Markup | None:
-    readings = sorted(run.gpu)
+    readings = sorted(run.gpu, key=lambda reading: reading.seconds)
     if not readings:
         return None
     used = [float(reading.used_bytes) for reading in readings]

@@ -57,7 +57,7 @@ def ticks(least: float, most: float, number: int, steps: Sequence[float] = ()) -
         number: how many steps there should be.
         steps: between two of them, rising; by default 1, 2, 2.5 and 5 times a power of ten.
     """
-    raw = (most - least or abs(most) or 1.0) / number
+    raw = max((most - least or abs(most) or 1.0) / number, 1e-290)
     power = 10.0 ** math.floor(math.log10(raw))
     decimal = [power * factor for factor in (1, 2, 2.5, 5, 10)]
     step = next((step for step in (*steps, *decimal) if step >= raw * 0.999), 10 * power)
@@ -94,13 +94,13 @@ def lines(
     shown = [value for one in series for value in one.values if is_drawable(value)]
     heights = ticks(0.0 if from_zero else min(shown, default=0.0), max(shown, default=1.0), 4, up.steps)
     low, high = heights[0], heights[-1]
-    left, right = places[0], places[-1] if places[-1] > places[0] else places[0] + 1.0
+    left, right = places[0], places[-1]
 
     def x(place: float) -> float:
-        return (place - left) / (right - left)
+        return (place - left) / ((right - left) or 1)
 
     def y(value: float) -> float:
-        return HEAD + (HEIGHT - HEAD - FOOT) * (1 - (value - low) / (high - low))
+        return HEAD + (HEIGHT - HEAD - FOOT) * (1 - (value - low) / ((high - low) or 1))
 
     labels = [tag("text", up.tell(value), x="100%", dx=-8, y=f"{y(value) + 4:.1f}") for value in heights]
     grid = [tag("line", x1=0, x2="100%", y1=f"{y(value):.1f}", y2=f"{y(value):.1f}") for value in heights]
@@ -174,7 +174,7 @@ def _mark(mark: Mark, place: float) -> Markup:
 
 def _words_across(left: float, right: float, x: Callable[[float], float], axis: Axis) -> list[Markup]:
     inner = [place for place in ticks(left, right, 4, axis.steps) if 0.12 < x(place) < 0.86]
-    words = [(left, "start"), *((place, "middle") for place in inner), (right, "end")]
+    words = [(left, "start"), *((place, "middle") for place in inner), *([(right, "end")] if right > left else [])]
     return [
         tag("text", axis.tell(place), x=f"{100 * x(place):.2f}%", y=HEIGHT - 4, text_anchor=anchor)
         for place, anchor in words

@@ -6,8 +6,8 @@ import html
 import re
 from collections.abc import Iterable
 
-# What HTML has no place for, a NUL among it.
-_CONTROLS = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f]")
+# What HTML has no place for, a NUL and halves of characters among it.
+_CONTROLS = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 
 _VOID = {"col", "img", "meta", "wbr"}
 
