@@ -3,13 +3,12 @@
 import math
 from collections.abc import Sequence
 
-# What is further from zero than this is drawn no more than a NaN is: the arithmetic of a chart would overflow.
-DRAWABLE = 1e30
+from musubitraining.run_fields import LARGEST
 
 
 def is_drawable(value: float) -> bool:
-    """Whether a value can have its place in a chart."""
-    return abs(value) <= DRAWABLE
+    """Whether a value can have its place in a chart: neither NaN nor so large that arithmetic would overflow."""
+    return abs(value) <= LARGEST
 
 
 def smoothed(values: Sequence[float]) -> list[float]:

@@ -252,7 +252,7 @@ def parse(line: str | bytes) -> Event | None:
 
 def line(event: Event) -> str:
     """The line of an event, which `parse` makes this event of; with its end."""
-    members = {name: value for name, value in fields.written(event).items() if value not in (None, [], {})}
+    members = {name: value for name, value in fields.written(event).items() if value not in (None, [])}
     if isinstance(event, Progress) and event.average_loss is not None:
         members["average_loss"] = fields.written(event.average_loss)
     return json.dumps({"event": NAMES[type(event)], **members}, ensure_ascii=False, allow_nan=False) + "\n"
