@@ -117,10 +117,10 @@ def _error(run: TrainingRun) -> Markup | None:
     error = run.error
     if error is None:
         return None
-    where = f" in {_step_name(error.step)}" if error.step else ""
+    where = [" in ", tag("bdi", _step_name(error.step))] if error.step else None
     return tag(
         "div",
-        tag("p", tag("strong", error.type or "Error"), where),
+        tag("p", tag("strong", tag("bdi", _bounded(error.type or "Error", 200))), where),
         tag("pre", tag("bdi", _bounded(error.message))) if error.message else None,
         tag("p", tag("bdi", _bounded(error.reason)), class_="reason") if error.reason else None,
         class_="wrong box",
