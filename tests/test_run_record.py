@@ -12,7 +12,6 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -297,34 +296,20 @@ def test_times_are_read(told: Any, expected: datetime | None) -> None:
 # --- A run that goes on
 
 
-class Growing:
-    """A file that another thread writes, in torn pieces."""
-
-    def __init__(self, path: Path, content: bytes, piece: int) -> None:
-        self.pieces = [content[at : at + piece] for at in range(0, len(content), piece)]
-        self.path = path
-        self.thread = threading.Thread(target=self.write)
-
-    def write(self) -> None:
-        with self.path.open("ab", buffering=0) as file:
-            for piece in self.pieces:
-                file.write(piece)
-
-    def __enter__(self) -> Growing:
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.thread.join()
-
-
-def test_a_file_is_read_while_it_grows(tmp_path: Path) -> None:
+def test_a_file_is_read_while_it_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = (DEMO / "events.jsonl").read_bytes()
-    run = replace(of(), folder=tmp_path)
+    pieces = iter([content[at : at + 97] for at in range(0, len(content), 97)])
+
+    def grow(seconds: float) -> None:
+        """Whenever the reader has all of it and waits, a piece more, which ends anywhere in a line."""
+        with (tmp_path / "events.jsonl").open("ab") as file:
+            file.write(next(pieces))
+
+    monkeypatch.setattr("time.sleep", grow)
     # It is not there yet when somebody begins to follow it.
-    with Growing(tmp_path / "events.jsonl", content, 97):
-        found = list(run.events(follow=True, timeout=60))
-    assert found == list(run_events.read(DEMO / "events.jsonl"))
+    following = replace(of(), folder=tmp_path).events(follow=True)
+    assert list(following) == list(run_events.read(DEMO / "events.jsonl"))
+    assert list(pieces) == []
 
 
 def test_following_ends_with_the_run(demo: Path) -> None:
