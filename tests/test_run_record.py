@@ -460,7 +460,7 @@ def test_the_documentation_names_every_member() -> None:
         for one in dataclasses.fields(kind):
             if "read" not in one.metadata:
                 continue
-            assert f"`{one.metadata.get('key') or one.name}`" in told, one.name
+            assert f"`{one.metadata['key'] or one.name}`" in told, one.name
             inherited = one.name in ("at", "seconds") and issubclass(kind, run_events.Event)
             assert inherited or re.search(rf"^        {one.name}: ", described, re.MULTILINE), (kind, one.name)
     for name in run_events.KINDS:

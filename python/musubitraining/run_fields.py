@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import MISSING, field, fields, is_dataclass
 from datetime import datetime, timedelta, timezone
+from functools import cache
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -32,17 +33,17 @@ def one(reader: Reader, *, default: Any = None, key: str | None = None) -> Any:
 
 def needed(reader: Reader) -> Any:
     """A field without which the object is passed over."""
-    return field(metadata={"read": reader})
+    return field(metadata={"read": reader, "key": None})
 
 
 def many(reader: Reader) -> Any:
     """A list; elements that cannot be read are left out."""
-    return field(default=(), metadata={"read": each(reader)})
+    return one(each(reader), default=())
 
 
-def objects() -> Any:
-    """A JSON object as it is."""
-    return field(default_factory=dict, metadata={"read": mapping})
+def objects(reader: Reader | None = None) -> Any:
+    """A JSON object: as it is, or of values that are all of a kind."""
+    return field(default_factory=dict, metadata={"read": each_named(reader) if reader else mapping, "key": None})
 
 
 def read(kind: type[T], found: object) -> T | None:
@@ -50,25 +51,34 @@ def read(kind: type[T], found: object) -> T | None:
     if not isinstance(found, dict):
         return None
     values = {}
-    for one in fields(kind):  # type: ignore[arg-type]
-        if "read" not in one.metadata:
-            continue
-        value = one.metadata["read"](found.get(one.metadata.get("key") or one.name))
+    for name, key, reader, is_needed in _members(kind):  # type: ignore[arg-type]
+        value = reader(found[key]) if key in found else None
         if value is not None:
-            values[one.name] = value
-        elif one.default is MISSING and one.default_factory is MISSING:
+            values[name] = value
+        elif is_needed:
             return None
     return kind(**values)
+
+
+@cache
+def _members(kind: type[Any]) -> list[tuple[str, str, Reader, bool]]:
+    """Of each field that is read: its name, the one in JSON, its reader, and whether it is needed."""
+    return [
+        (
+            one.name,
+            one.metadata["key"] or one.name,
+            one.metadata["read"],
+            one.default is MISSING and one.default_factory is MISSING,
+        )
+        for one in fields(kind)
+        if "read" in one.metadata
+    ]
 
 
 def written(value: Any) -> Any:
     """The same for JSON: what `read` makes this object of."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {
-            one.metadata.get("key") or one.name: written(getattr(value, one.name))
-            for one in fields(value)
-            if "read" in one.metadata
-        }
+        return {key: written(getattr(value, name)) for name, key, _, _ in _members(type(value))}
     if isinstance(value, dict):
         return {str(key): written(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

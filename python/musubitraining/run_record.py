@@ -270,9 +270,7 @@ class TrainingRun:
     options: dict[str, Any] | None = fields.one(fields.mapping)
     launch_options: dict[str, Any] | None = fields.one(fields.mapping)
     dataset_options: dict[str, Any] | None = fields.one(fields.mapping)
-    commands: dict[str, tuple[str, ...]] = field(
-        default_factory=dict, metadata={"read": fields.each_named(fields.each(fields.text))}
-    )
+    commands: dict[str, tuple[str, ...]] = fields.objects(fields.each(fields.text))
     steps: tuple[Step, ...] = fields.many(fields.a(Step))
     loss: tuple[LossPoint, ...] = fields.one(_loss, default=())
     seconds_per_step: float | None = fields.one(fields.number)
