@@ -462,7 +462,7 @@ def test_the_documentation_names_every_member() -> None:
                 continue
             assert f"`{one.metadata['key'] or one.name}`" in told, one.name
             inherited = one.name in ("at", "seconds") and issubclass(kind, run_events.Event)
-            assert inherited or re.search(rf"^        {one.name}: ", described, re.MULTILINE), (kind, one.name)
+            assert inherited or re.search(rf"^ +{one.name}: ", described, re.MULTILINE), (kind, one.name)
     for name in run_events.KINDS:
         assert f"\n| `{name}` | " in told
 
