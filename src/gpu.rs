@@ -1,5 +1,7 @@
 //! `GPUMonitor`: how many GPUs there are and what the first one is, from NVIDIA's management library (NVML).
 
+use std::time::Duration;
+
 use nvml_wrapper::Nvml;
 use nvml_wrapper::enums::device::UsedGpuMemory;
 use nvml_wrapper::error::NvmlError;
@@ -8,6 +10,7 @@ use pyo3::sync::PyOnceLock;
 
 use crate::error::Error;
 use crate::plain_class::PlainClass;
+use crate::task::Cancel;
 
 const UNKNOWN: &str = "Unknown GPU";
 
@@ -193,6 +196,64 @@ pub fn visible<'a>(
 #[must_use]
 pub fn is_bus_order(device_order: Option<&str>) -> bool {
     device_order == Some("PCI_BUS_ID")
+}
+
+/// What a GPU has and does at a moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reading {
+    pub used_bytes: u64,
+    pub total_bytes: u64,
+    pub utilisation_percent: Option<u32>,
+}
+
+/// What is watched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Watched {
+    pub driver: Option<String>,
+    pub gpu: String,
+}
+
+/// Reads the GPU that CUDA sees first, again and again, until it is cancelled. Says nothing where there is no NVML, or no
+/// GPU that is whole.
+pub fn watch(
+    visible_devices: Option<&str>,
+    in_bus_order: bool,
+    every: Duration,
+    cancel: &Cancel,
+    on_start: impl FnOnce(Watched),
+    mut on_reading: impl FnMut(Reading),
+) {
+    let watch = || -> Result<(), NvmlError> {
+        let nvml = open()?;
+        let driver = driver(&nvml)?;
+        let is_part =
+            visible_devices.is_some_and(|devices| devices.trim_start().starts_with("MIG-"));
+        let seen = visible(&driver.gpus, visible_devices, in_bus_order);
+        let Some(first) = seen.first().filter(|_| !is_part) else {
+            return Ok(());
+        };
+        on_start(Watched {
+            driver: driver.version.clone(),
+            gpu: first.name.clone(),
+        });
+        let device = nvml.device_by_index(first.index)?;
+        loop {
+            // A driver that is busy with something else may not answer this once.
+            if let Ok(memory) = device.memory_info() {
+                let utilisation = device.utilization_rates().ok();
+                on_reading(Reading {
+                    used_bytes: memory.used,
+                    total_bytes: memory.total,
+                    utilisation_percent: utilisation.map(|rates| rates.gpu),
+                });
+            }
+            if cancel.pause(every).is_err() {
+                return Ok(());
+            }
+        }
+    };
+    // Whoever wants to know why there is none asks `GPUMonitor`.
+    drop(watch());
 }
 
 /// All memory of the GPU that a training in this environment uses.

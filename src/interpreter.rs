@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::env;
 use std::ffi::OsString;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -155,6 +156,21 @@ pub fn warm(py: Python<'_>, scripts: Vec<PathBuf>) -> PyResult<Vec<OsString>> {
 #[pyfunction]
 pub fn _supervise(lifeline: i32, locks: Vec<i32>) -> PyResult<()> {
     Ok(process::supervise_here(lifeline, locks)?)
+}
+
+/// The version of a distribution, by the name of its metadata folder: nothing is read or imported.
+#[must_use]
+pub fn installed_version(py: Python<'_>, distribution: &str) -> Option<String> {
+    let path = py.import("sys").ok()?.getattr("path").ok()?;
+    path.try_iter().ok()?.flatten().find_map(|folder| {
+        let folder: PathBuf = folder.extract().ok()?;
+        fs::read_dir(folder).ok()?.flatten().find_map(|entry| {
+            let name = entry.file_name();
+            let version = name.to_str()?.strip_suffix(".dist-info")?;
+            let version = version.strip_prefix(distribution)?.strip_prefix('-')?;
+            Some(version.to_owned())
+        })
+    })
 }
 
 /// Whether the interpreter that runs the scripts can import the top-level package `name`.

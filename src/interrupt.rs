@@ -17,13 +17,38 @@ const SIGNAL_POLL: Duration = Duration::from_millis(50);
 /// may have a mebibyte.
 const MESSAGES_WAITING: usize = 32;
 
+/// On whose behalf work is done.
+pub trait Caller {
+    /// Tells that the work is no longer wanted.
+    fn cancel(&self) -> &Cancel;
+
+    /// Called whenever the waiting thread wakes, with the interpreter.
+    ///
+    /// # Errors
+    /// What is to end the work.
+    fn wake(&self, _: Python<'_>) -> PyResult<()> {
+        Ok(self.cancel().check()?)
+    }
+}
+
+impl Caller for Cancel {
+    fn cancel(&self) -> &Cancel {
+        self
+    }
+}
+
 /// Runs `work` on a worker thread while the interpreter is free, hands every message to `on_message` on this thread,
 /// and returns what the work returns.
 ///
 /// # Errors
-/// What the work returns, what a signal handler or `on_message` raises, [`Error::Cancelled`] when `wanted` is
-/// cancelled. In all but the first case the work has been cancelled and has ended before this returns.
-pub fn run<M, T, W, H>(py: Python<'_>, wanted: &Cancel, work: W, mut on_message: H) -> PyResult<T>
+/// What the work returns, what a signal handler, `on_message` or the caller's waking raises, [`Error::Cancelled`] when the
+/// caller is cancelled. In all but the first case the work has been cancelled and has ended before this returns.
+pub fn run<M, T, W, H>(
+    py: Python<'_>,
+    caller: &impl Caller,
+    work: W,
+    mut on_message: H,
+) -> PyResult<T>
 where
     M: Send,
     T: Send,
@@ -33,14 +58,14 @@ where
     let process = std::process::id();
     let cancel = Cancel::default();
     // Not only by the listening, which a log handler may hold up.
-    wanted.pass_on_to(&cancel);
+    caller.cancel().pass_on_to(&cancel);
     let (sender, receiver) = sync_channel(MESSAGES_WAITING);
     let task = Task::new(cancel.clone(), sender);
     std::thread::scope(|scope| {
         let worker = std::thread::Builder::new()
             .spawn_scoped(scope, move || work(&task))
             .map_err(|error| Error::Unusable(format!("cannot start a thread: {error}")))?;
-        let listened = listen(py, wanted, receiver, &mut on_message);
+        let listened = listen(py, caller, receiver, &mut on_message);
         if let Err(error) = &listened {
             if std::process::id() != process {
                 end_fork(py, error);
@@ -80,16 +105,16 @@ fn end_fork(py: Python<'_>, error: &PyErr) -> ! {
 /// As [`run`].
 pub fn run_quietly<T: Send>(
     py: Python<'_>,
-    wanted: &Cancel,
+    caller: &impl Caller,
     work: impl FnOnce(&Task<()>) -> Result<T, Error> + Send,
 ) -> PyResult<T> {
-    run(py, wanted, work, |_, ()| Ok(()))
+    run(py, caller, work, |_, ()| Ok(()))
 }
 
 /// Hears the worker out. Takes the receiver, so that a worker waiting to be heard is let go on every way out.
 fn listen<M: Send>(
     py: Python<'_>,
-    wanted: &Cancel,
+    caller: &impl Caller,
     mut messages: Receiver<M>,
     on_message: &mut impl FnMut(Python<'_>, M) -> PyResult<()>,
 ) -> PyResult<()> {
@@ -105,12 +130,12 @@ fn listen<M: Send>(
                 for message in std::iter::once(message).chain(waiting) {
                     on_message(py, message)?;
                     py.check_signals()?;
-                    wanted.check()?;
+                    caller.wake(py)?;
                 }
             }
             Err(RecvTimeoutError::Timeout) => {
                 py.check_signals()?;
-                wanted.check()?;
+                caller.wake(py)?;
             }
             Err(RecvTimeoutError::Disconnected) => return Ok(()),
         }

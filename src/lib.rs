@@ -7,6 +7,7 @@ mod convert;
 mod dataset;
 mod disk;
 mod error;
+mod events;
 mod failure;
 mod folder_lock;
 mod gpu;

@@ -100,6 +100,7 @@ fn definition(name: &str, signature: &str) -> String {
         let parameter = parameter.split('=').next().unwrap_or(parameter);
         match (parameter, keywords_only) {
             ("*", _) => keywords_only = true,
+            (rest, _) if rest.starts_with('*') => arguments.push(rest.to_owned()),
             (_, false) => arguments.push(parameter.to_owned()),
             (_, true) => arguments.push(format!("{parameter}={parameter}")),
         }
@@ -124,6 +125,10 @@ mod tests {
         assert_eq!(
             definition("convert", "(slf, a)"),
             "def convert(self, a): return native(self, a)"
+        );
+        assert_eq!(
+            definition("train_async", "(slf, *args, **kwargs)"),
+            "def train_async(self, *args, **kwargs): return native(self, *args, **kwargs)"
         );
         assert_eq!(
             definition("ask", "(slf)"),

@@ -15,17 +15,35 @@ pub enum Said<'line> {
         total: u64,
         /// The mean loss of the last epoch's worth of steps.
         average_loss: Option<f64>,
+        /// Steps a second, as the bar has it.
+        rate: Option<f64>,
     },
+    /// A bar that knows no total is at `done`.
+    Count { done: u64, rate: Option<f64> },
+    /// Weights are being written to this path.
+    Saving(&'line str),
+    /// Images are made after this training step.
+    Sampling(u64),
+    /// What the next of them is made from.
+    Prompt(&'line str),
+    /// A line that the tuner's logging has as a warning or an error.
+    Warning(&'line str),
 }
 
 type Reader = fn(&str) -> Option<Said<'_>>;
 
 /// What a line that says something contains, and who reads it.
-const SIGNS: [(&str, Reader); 4] = [
+const SIGNS: [(&str, Reader); 10] = [
     ("merging module: ", merging),
     ("found ", images),
     ("create LoRA for U-Net/DiT: ", modules),
     ("steps:", step),
+    ("it [", count),
+    ("saving checkpoint: ", saving),
+    ("generating sample images at step", sampling),
+    (":prompt: ", prompt),
+    ("WARNING:", |line| warning(line, "WARNING:")),
+    ("ERROR:", |line| warning(line, "ERROR:")),
 ];
 
 /// Everything that `line` says.
@@ -82,7 +100,68 @@ fn step(line: &str) -> Option<Said<'_>> {
         step: step.trim().parse().ok()?,
         total: total.trim().parse().ok()?,
         average_loss,
+        rate: rate(rest),
     })
+}
+
+/// `12it [00:03,  3.51it/s]`
+fn count(line: &str) -> Option<Said<'_>> {
+    let (before, rest) = line.rsplit_once("it [")?;
+    let digits = before.trim_end_matches(|letter: char| letter.is_ascii_digit());
+    Some(Said::Count {
+        done: before[digits.len()..].parse().ok()?,
+        rate: rate(rest),
+    })
+}
+
+/// A second, of `00:10<00:03, 3.51it/s]` or `00:10, 2.00s/it, …]`.
+fn rate(rest: &str) -> Option<f64> {
+    let (_, rest) = rest.split_once(',')?;
+    let text = rest.split([',', ']']).next()?.trim();
+    let rate = match text.strip_suffix("it/s") {
+        Some(rate) => rate.parse::<f64>().ok()?,
+        None => 1.0 / text.strip_suffix("s/it")?.parse::<f64>().ok()?,
+    };
+    (rate.is_finite() && rate > 0.0).then_some(rate)
+}
+
+/// `saving checkpoint: /output/lora-step00000200.safetensors`
+fn saving(line: &str) -> Option<Said<'_>> {
+    let (_, path) = line.split_once("saving checkpoint: ")?;
+    Some(Said::Saving(path.trim_end()))
+}
+
+/// `INFO:…:generating sample images at step / サンプル画像生成 ステップ: 200`
+fn sampling(line: &str) -> Option<Said<'_>> {
+    let (_, rest) = line.split_once("generating sample images at step")?;
+    let (_, step) = rest.rsplit_once(": ")?;
+    plain(step).parse().ok().map(Said::Sampling)
+}
+
+/// `INFO:…:prompt: a cat`
+fn prompt(line: &str) -> Option<Said<'_>> {
+    let (_, prompt) = line.split_once(":prompt: ")?;
+    Some(Said::Prompt(plain(prompt)))
+}
+
+/// `WARNING:musubi_tuner.dataset.bucket:no caption`, whatever is before it on the line: a bar.
+fn warning<'line>(line: &'line str, level: &str) -> Option<Said<'line>> {
+    let (before, rest) = line.split_once(level)?;
+    let (logger, message) = rest.split_once(':')?;
+    let is_coloured = before.ends_with('m') && before.contains("\u{1b}[");
+    let is_level =
+        is_coloured || !before.ends_with(|letter: char| letter.is_alphanumeric() || letter == '_');
+    let is_logger = !logger.is_empty()
+        && logger
+            .chars()
+            .all(|letter| letter.is_alphanumeric() || matches!(letter, '.' | '_'));
+    (is_level && is_logger && !plain(message).is_empty())
+        .then(|| Said::Warning(plain(&line[before.len()..])))
+}
+
+/// Without what ends a colour, and blanks.
+fn plain(text: &str) -> &str {
+    text.trim_end_matches("\u{1b}[0m").trim()
 }
 
 /// What a worker of a data loader says when it can neither hand over a batch nor its own error: the first for want of
@@ -142,6 +221,7 @@ impl Heard {
                     step,
                     total,
                     average_loss: Some(loss),
+                    ..
                 } if loss.is_nan() => {
                     if self.nan_since.is_none() {
                         self.nan_since = Some((step, total));
@@ -152,7 +232,12 @@ impl Heard {
                     average_loss: Some(_),
                     ..
                 } => self.nan_since = None,
-                Said::Step { .. } => {}
+                Said::Step { .. }
+                | Said::Count { .. }
+                | Said::Saving(_)
+                | Said::Sampling(_)
+                | Said::Prompt(_)
+                | Said::Warning(_) => {}
             }
         }
         alarm
@@ -183,11 +268,13 @@ mod tests {
 
     #[test]
     fn the_tuners_lines_are_understood() {
-        let step = |step, total, average_loss| Said::Step {
+        let step = |step, total, average_loss, rate| Said::Step {
             step,
             total,
             average_loss,
+            rate,
         };
+        let count = |done, rate| Said::Count { done, rate };
         for (line, expected) in [
             (
                 "INFO:musubi_tuner.dataset.datasources:found 12 images",
@@ -223,21 +310,55 @@ mod tests {
             ),
             (
                 "steps:   0%|          | 0/4 [00:00<?, ?it/s]",
-                vec![step(0, 4, None)],
+                vec![step(0, 4, None, None)],
             ),
             (
                 "steps:  25%|██▌       | 1/4 [00:00<00:00, 584.57it/s, avr_loss=1.11]",
-                vec![step(1, 4, Some(1.11))],
+                vec![step(1, 4, Some(1.11), Some(584.57))],
             ),
             (
                 "steps: 100%|██████████| 2000/2000 [1:06:40<00:00,  2.00s/it, Average key norm=0.1, avr_loss=1e+03]  ",
-                vec![step(2000, 2000, Some(1000.0))],
+                vec![step(2000, 2000, Some(1000.0), Some(0.5))],
             ),
             (
                 "\u{1b}[Asteps:  50%|#####     | 2/4 [00:01<00:01,  1.9it/s, avr_loss=inf]INFO:x:found 2 images",
-                vec![Said::Images(2), step(2, 4, Some(f64::INFINITY))],
+                vec![Said::Images(2), step(2, 4, Some(f64::INFINITY), Some(1.9))],
             ),
             ("steps: many", vec![]),
+            ("0it [00:00, ?it/s]", vec![count(0, None)]),
+            ("12it [00:03,  3.50it/s]", vec![count(12, Some(3.5))]),
+            (
+                "\u{1b}[A7it [1:00:03,  4.00s/it]",
+                vec![count(7, Some(0.25))],
+            ),
+            ("3 with it [00:03, 1it/s]", vec![]),
+            ("1it [00:03, 0it/s]", vec![count(1, None)]),
+            (
+                "saving checkpoint: /my out/a-step00000002.safetensors ",
+                vec![Said::Saving("/my out/a-step00000002.safetensors")],
+            ),
+            (
+                "INFO:musubi_tuner.x:generating sample images at step / サンプル画像生成 ステップ: 200",
+                vec![Said::Sampling(200)],
+            ),
+            (
+                "INFO:musubi_tuner.x:prompt: a cat: WARNING of prompt: dogs",
+                vec![Said::Prompt("a cat: WARNING of prompt: dogs")],
+            ),
+            (
+                "steps:   0%|          | 0/4 [00:00<?, ?it/s]WARNING:musubi_tuner.x:no caption",
+                vec![
+                    step(0, 4, None, None),
+                    Said::Warning("WARNING:musubi_tuner.x:no caption"),
+                ],
+            ),
+            (
+                "\u{1b}[31mERROR:root:it went wrong\u{1b}[0m",
+                vec![Said::Warning("ERROR:root:it went wrong")],
+            ),
+            ("MY_WARNING:x:y", vec![]),
+            ("FutureWARNING: x is gone: use y", vec![]),
+            ("WARNING:x:", vec![]),
             ("", vec![]),
         ] {
             assert_eq!(read(line).collect::<Vec<_>>(), expected, "{line:?}");
@@ -325,6 +446,11 @@ mod tests {
                 Just("| ".to_owned()),
                 Just(" [00:01<?, ".to_owned()),
                 Just("avr_loss=".to_owned()),
+                Just("3it [".to_owned()),
+                Just("WARNING:".to_owned()),
+                Just("x:prompt: ".to_owned()),
+                Just("generating sample images at step".to_owned()),
+                Just("saving checkpoint: ".to_owned()),
                 Just("found ".to_owned()),
                 Just(" images".to_owned()),
                 Just("merging module: ".to_owned()),
@@ -354,7 +480,7 @@ mod tests {
             ) {
                 let line = format!("{before}steps:  9%|▏   | {step}/{total} [00:01<?, 1it/s, avr_loss={loss}]{after}");
                 let said: Vec<_> = read(&line).collect();
-                prop_assert!(said.contains(&Said::Step { step, total, average_loss: Some(loss) }), "{said:?}");
+                prop_assert!(said.contains(&Said::Step { step, total, average_loss: Some(loss), rate: Some(1.0) }), "{said:?}");
             }
         }
     }

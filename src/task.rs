@@ -48,6 +48,17 @@ pub fn within<T: Send + 'static>(
 pub struct LogLine {
     pub level: Level,
     pub text: String,
+    /// What it tells, if it is that something is tried again.
+    pub retry: Option<Retry>,
+}
+
+/// Something has failed and is tried again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Retry {
+    /// From 2.
+    pub attempt: u32,
+    pub wait: Duration,
+    pub reason: String,
 }
 
 /// Tells work on another thread that it is no longer wanted.
@@ -172,6 +183,7 @@ impl Task<LogLine> {
         self.say(LogLine {
             level: Level::Info,
             text: text.into(),
+            retry: None,
         })
     }
 
@@ -181,6 +193,19 @@ impl Task<LogLine> {
         self.say(LogLine {
             level: Level::Warning,
             text: text.into(),
+            retry: None,
+        })
+    }
+
+    /// Warns that something is tried again.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`] when nobody listens any more.
+    pub fn warn_of(&self, retry: Retry, text: String) -> Result<(), Error> {
+        self.say(LogLine {
+            level: Level::Warning,
+            text,
+            retry: Some(retry),
         })
     }
 }

@@ -15,8 +15,10 @@ mod log;
 mod netrc;
 mod options;
 mod plan;
+mod record;
 mod run;
 mod step;
+mod step_events;
 mod written_toml;
 
 use std::ffi::OsString;
@@ -26,7 +28,7 @@ use std::time::Instant;
 
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{IntoPyDict, PyDict, PyList, PyString};
+use pyo3::types::{IntoPyDict, PyBool, PyDict, PyList, PyString, PyTuple};
 
 use crate::config::ImageFolder;
 use crate::convert::{self, Form};
@@ -44,6 +46,7 @@ use caches::Kind;
 use checks::Step;
 use freshness::Before;
 use log::Log;
+use record::{Around, Listeners, Record};
 use run::{Run, Warm};
 
 pub use dataset_limits::dataclass as dataset_limits_class;
@@ -82,6 +85,13 @@ fn for_training(slf: &Bound<'_, PyAny>) -> PyResult<&'static [&'static str]> {
         &fields[..1]
     })
 }
+
+/// Steps, as the log and the record have them.
+const DATASET: &str = "dataset";
+const TRAINING: &str = "train";
+const CONVERSION: &str = "convert:comfyui";
+/// Where somebody else does both.
+const CACHING: &str = "precache";
 
 const OUTPUT_NAME: &str = "output_lora_model";
 const MAX_TRAIN_STEPS: u32 = 2000;
@@ -213,7 +223,7 @@ fn _prepare_dataset(
     trigger_word: &Bound<'_, PyAny>,
 ) -> PyResult<OsString> {
     let py = slf.py();
-    let log = Log::new(py)?;
+    let log = Log::of(slf)?;
     let folder = path_of(slf, "absolute_path_training_folder")?;
     log.info(("[dataset] preparing dataset folder=%s", folder.as_os_str()))?;
     let photos = Photos::of(images_zip_url)?;
@@ -255,7 +265,7 @@ fn _prepare_dataset(
     };
     interrupt::run(
         py,
-        run.cancel(),
+        &run,
         |task| dataset::prepare(&folder, &source, &limits, task),
         |_, line| log.line(&line),
     )?;
@@ -364,7 +374,7 @@ impl Caching {
         before: &caches::Before,
         heard: &Heard,
     ) -> PyResult<()> {
-        let log = Log::new(trainer.py())?;
+        let log = Log::of(trainer)?;
         let images = evidence::images(heard, dataset_toml, folders)?;
         for warning in images
             .into_iter()
@@ -478,7 +488,7 @@ fn _launch_training(
     );
     let trained = output_folder.join(format!("{}.safetensors", training.output_name));
     let before = Before::look(&trained);
-    if let Some(heard) = run_step(slf, "train", &argv)? {
+    if let Some(heard) = run_step(slf, TRAINING, &argv)? {
         before.written_since("Trained model not found", &trained)?;
         evidence::loss(&heard, &trained)?;
         evidence::lora(py, &run, &trained)?;
@@ -522,7 +532,7 @@ fn _convert_for_comfyui(
     let call = tuner::converter_call(&String::from_utf8_lossy(&text));
     let convert = |form| {
         let argv = tuner::convert(&python, &clone, form, &source, &destination);
-        run_step(slf, "convert:comfyui", &argv)
+        run_step(slf, CONVERSION, &argv)
     };
     let ran = convert(call.first).or_else(|error| {
         let is_misunderstood = match failed_command(slf.py(), &error) {
@@ -554,13 +564,22 @@ fn is_converted_natively(
     converted: &Path,
 ) -> PyResult<bool> {
     let py = slf.py();
-    let log = Log::new(py)?;
+    let log = Log::of(slf)?;
     let started = Instant::now();
     log.info((
         "[convert:comfyui] converting natively %s",
         model.as_os_str(),
     ))?;
-    let outcome = interrupt::run_quietly(py, run.cancel(), |task| {
+    let record = run.record();
+    if let Some(record) = &record {
+        record.events.begin_step(CONVERSION, &[]);
+    }
+    let end = || {
+        if let Some(record) = &record {
+            record.events.end_step(CONVERSION, None, None, &[]);
+        }
+    };
+    let outcome = interrupt::run_quietly(py, run, |task| {
         match convert::convert(model, converted, Form::Merged, || task.check()) {
             Err(Error::InvalidValue(why)) => Ok(Err(why)),
             outcome => outcome.map(Ok),
@@ -573,6 +592,7 @@ fn is_converted_natively(
                 "[convert:comfyui] not converted natively, the clone's script is to do it: %s",
                 why,
             ))?;
+            end();
             return Ok(false);
         }
     };
@@ -582,6 +602,7 @@ fn is_converted_natively(
     evidence::lora(py, run, converted)?;
     let seconds = started.elapsed().as_secs_f64();
     log.info(("[convert:comfyui] done (duration=%.1fs)", seconds))?;
+    end();
     Ok(true)
 }
 
@@ -607,6 +628,9 @@ fn is_converted_natively(
 ///         TechTrash_MusubiTraining 0.0.11.
 ///     launch_options (LaunchOptions): how the training is launched, in the place of the trainer's.
 ///     dataset_options (DatasetOptions): how photos and captions are taken, in the place of the trainer's.
+///     on_event (Callable[[run_events.Event], object]): called in this thread with everything that happens, as it happens.
+///         What it raises ends the run and is raised here; the run waits for it.
+///     progress (bool): whether progress bars are shown; by default in a terminal and in a notebook.
 ///
 /// Returns:
 ///     str: the path of the converted LoRA, or of the trained one with `convert_for_comfyui=False`.
@@ -619,12 +643,13 @@ fn is_converted_natively(
     signature = (
         slf, dataset_toml_content, images_zip_url, trigger_word, *, use_pre_cache=Given(None),
         convert_for_comfyui=Given(None), output_name=Given(None), max_train_steps=Given(None), seed=Given(None),
-        warm_start=false, native_convert=false, options=None, launch_options=None, dataset_options=None
+        warm_start=false, native_convert=false, options=None, launch_options=None, dataset_options=None, on_event=None,
+        progress=None
     ),
     text_signature = "(self, dataset_toml_content, images_zip_url, trigger_word, *, use_pre_cache=True, \
                       convert_for_comfyui=True, output_name='output_lora_model', max_train_steps=2000, seed=42, \
                       warm_start=False, native_convert=False, options=None, launch_options=None, \
-                      dataset_options=None)"
+                      dataset_options=None, on_event=None, progress=None)"
 )]
 #[expect(clippy::too_many_arguments, reason = "the original's signature")]
 fn train<'py>(
@@ -642,10 +667,13 @@ fn train<'py>(
     options: Option<Bound<'py, PyAny>>,
     launch_options: Option<Bound<'py, PyAny>>,
     dataset_options: Option<Bound<'py, PyAny>>,
+    on_event: Option<Bound<'py, PyAny>>,
+    progress: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyAny>> {
     let py = slf.py();
     let run = Run::of(slf)?;
     run.set_options([options, launch_options, dataset_options])?;
+    let listeners = Listeners::of(on_event, progress, py)?;
     let log = Log::new(py)?;
     let use_pre_cache = use_pre_cache.or(py, true)?;
     let convert_for_comfyui = convert_for_comfyui.or(py, true)?;
@@ -686,65 +714,177 @@ fn train<'py>(
     if let Some(folder) = &folder {
         run.claim(py, folder, Access::Alone)?;
     }
-    // A TOML that does not parse is for `_prepare_dataset` to refuse, which it does before it touches anything.
-    if !toml_is_refused {
-        for warning in checks::everything(slf, &steps)? {
-            log.warning(("[pipeline] %s", warning))?;
-        }
+    let call = Call {
+        dataset_toml_content,
+        images_zip_url,
+        trigger_word,
+        use_pre_cache: use_pre_cache.is_truthy()?,
+        convert_for_comfyui: convert_for_comfyui.is_truthy()?,
+        output_name: &output_name,
+        max_train_steps: &max_train_steps,
+        seed: &seed,
+        warm_start,
+        native_convert,
+    };
+    // An override may train within a training, which is of the outer one.
+    let record = match run.record() {
+        Some(_) => None,
+        None => Record::begin(slf, &run, listeners, &call.to_record(py))?,
+    };
+    let mut outputs = Vec::new();
+    let outcome = call.run(slf, &run, &steps, toml_is_refused, &mut outputs);
+    match record {
+        Some(record) => record.end(slf, &run, &outputs, outcome),
+        None => outcome,
     }
-    run.convert_natively(native_convert || warm_start);
-    let _warm = if warm_start {
-        warm_up(slf, &run, use_pre_cache.is_truthy()?)?
-    } else {
-        None
-    };
+}
 
-    let caches = steps.contains(&Step::PreCache);
-    let ahead = if caches {
-        read_ahead(slf, &[], &FOR_CACHING)
-    } else if steps.contains(&Step::LaunchTraining) {
-        read_ahead(slf, &[], for_training(slf)?)
-    } else {
-        None
-    };
-    let dataset_toml = slf.call_method1(
-        "_prepare_dataset",
-        (dataset_toml_content, images_zip_url, trigger_word),
-    )?;
-    stop_reading_ahead(ahead, &log)?;
-    run.check()?;
-    if use_pre_cache.is_truthy()? {
-        let ahead = if caches && steps.contains(&Step::LaunchTraining) {
-            read_ahead(slf, &FOR_CACHING, for_training(slf)?)
+/// What `train` is called with, checked as far as that goes.
+#[expect(clippy::struct_excessive_bools, reason = "the parameters of `train`")]
+struct Call<'a, 'py> {
+    dataset_toml_content: &'a Bound<'py, PyAny>,
+    images_zip_url: &'a Bound<'py, PyAny>,
+    trigger_word: &'a Bound<'py, PyAny>,
+    use_pre_cache: bool,
+    convert_for_comfyui: bool,
+    output_name: &'a Bound<'py, PyAny>,
+    max_train_steps: &'a Bound<'py, PyAny>,
+    seed: &'a Bound<'py, PyAny>,
+    warm_start: bool,
+    native_convert: bool,
+}
+
+impl<'py> Call<'_, 'py> {
+    fn to_record(&self, py: Python<'py>) -> Vec<(&'static str, Bound<'py, PyAny>)> {
+        let flag = |value: bool| PyBool::new(py, value).to_owned().into_any();
+        vec![
+            ("dataset_toml_content", self.dataset_toml_content.clone()),
+            ("images_zip_url", self.images_zip_url.clone()),
+            ("trigger_word", self.trigger_word.clone()),
+            ("use_pre_cache", flag(self.use_pre_cache)),
+            ("convert_for_comfyui", flag(self.convert_for_comfyui)),
+            ("output_name", self.output_name.clone()),
+            ("max_train_steps", self.max_train_steps.clone()),
+            ("seed", self.seed.clone()),
+            ("warm_start", flag(self.warm_start)),
+            ("native_convert", flag(self.native_convert)),
+        ]
+    }
+
+    /// The steps, one after the other; `outputs` gets the files that they leave.
+    fn run(
+        &self,
+        trainer: &Bound<'py, PyAny>,
+        run: &Run,
+        steps: &[Step],
+        toml_is_refused: bool,
+        outputs: &mut Vec<(&'static str, PathBuf)>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let py = trainer.py();
+        let log = Log::of(trainer)?;
+        run.deliver(py)?;
+        // A TOML that does not parse is for `_prepare_dataset` to refuse, which it does before it touches anything.
+        if !toml_is_refused {
+            for warning in checks::everything(trainer, steps)? {
+                log.warning(("[pipeline] %s", warning))?;
+            }
+        }
+        run.convert_natively(self.native_convert || self.warm_start);
+        let _warm = if self.warm_start {
+            warm_up(trainer, run, self.use_pre_cache)?
         } else {
             None
         };
-        slf.call_method(
-            "_pre_cache",
-            (),
-            Some(&[("dataset_toml_path", &dataset_toml)].into_py_dict(py)?),
+
+        let caches = steps.contains(&Step::PreCache);
+        let ahead = if caches {
+            read_ahead(trainer, &[], &FOR_CACHING)
+        } else if steps.contains(&Step::LaunchTraining) {
+            read_ahead(trainer, &[], for_training(trainer)?)
+        } else {
+            None
+        };
+        let around = Around::begin(run, py, DATASET, &[])?;
+        let dataset_toml = trainer.call_method1(
+            "_prepare_dataset",
+            (
+                self.dataset_toml_content,
+                self.images_zip_url,
+                self.trigger_word,
+            ),
         )?;
+        around.end_dataset(py)?;
         stop_reading_ahead(ahead, &log)?;
         run.check()?;
-    }
-    let arguments = [
-        ("dataset_toml_path", &dataset_toml),
-        ("output_name", &output_name),
-        ("max_train_steps", &max_train_steps),
-        ("seed", &seed),
-    ];
-    let mut model = slf.call_method("_launch_training", (), Some(&arguments.into_py_dict(py)?))?;
-    run.check()?;
-    if convert_for_comfyui.is_truthy()? {
-        model = slf.call_method(
-            "_convert_for_comfyui",
-            (),
-            Some(&[("model_path", model)].into_py_dict(py)?),
-        )?;
+        if self.use_pre_cache {
+            let ahead = if caches && steps.contains(&Step::LaunchTraining) {
+                read_ahead(trainer, &FOR_CACHING, for_training(trainer)?)
+            } else {
+                None
+            };
+            call_step(
+                trainer,
+                run,
+                Step::PreCache,
+                &[("dataset_toml_path", &dataset_toml)],
+            )?;
+            stop_reading_ahead(ahead, &log)?;
+            run.check()?;
+        }
+        let arguments = [
+            ("dataset_toml_path", &dataset_toml),
+            ("output_name", self.output_name),
+            ("max_train_steps", self.max_train_steps),
+            ("seed", self.seed),
+        ];
+        let mut model = call_step(trainer, run, Step::LaunchTraining, &arguments)?;
+        outputs.extend(output("lora", &model));
         run.check()?;
+        if self.convert_for_comfyui {
+            model = call_step(
+                trainer,
+                run,
+                Step::ConvertForComfyui,
+                &[("model_path", &model)],
+            )?;
+            outputs.extend(output("comfyui", &model));
+            run.check()?;
+        }
+        log.info(("[pipeline] done final_model=%s", &model))?;
+        Ok(model)
     }
-    log.info(("[pipeline] done final_model=%s", &model))?;
-    Ok(model)
+}
+
+/// What a step has returned, where that is a path.
+fn output(kind: &'static str, returned: &Bound<'_, PyAny>) -> Option<(&'static str, PathBuf)> {
+    let path: PathBuf = returned.extract().ok()?;
+    Some((kind, absolute(&path).ok()?))
+}
+
+/// Calls the method of a step, which somebody may have replaced.
+fn call_step<'py>(
+    slf: &Bound<'py, PyAny>,
+    run: &Run,
+    step: Step,
+    arguments: &[(&str, &Bound<'py, PyAny>)],
+) -> PyResult<Bound<'py, PyAny>> {
+    let py = slf.py();
+    let name = match step {
+        Step::PrepareDataset => DATASET,
+        Step::PreCache => CACHING,
+        Step::LaunchTraining => TRAINING,
+        Step::ConvertForComfyui => CONVERSION,
+    };
+    let keywords = arguments.into_py_dict(py)?;
+    let call = || slf.call_method(step.method(), (), Some(&keywords));
+    // Ours tell of their steps themselves.
+    if !is_replaced(slf, step.method())? {
+        return call();
+    }
+    let around = Around::begin(run, py, name, &[])?;
+    let returned = call()?;
+    around.end(py)?;
+    Ok(returned)
 }
 
 /// Cancel what is under way on this trainer; may be called from any thread.
@@ -757,6 +897,39 @@ fn train<'py>(
 #[pyfunction]
 fn cancel(slf: &Bound<'_, PyAny>) -> bool {
     Run::cancel_on(slf)
+}
+
+/// Say where the run that is under way on this trainer is; may be called from any thread.
+///
+/// Returns:
+///     RunStatus: its step, how far that is, the loss, the time left; the end of the last run where none is under way.
+#[pyfunction]
+fn status<'py>(slf: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    record::status(slf)
+}
+
+/// Train as `train` does, in a thread of its own.
+///
+/// Args:
+///     *args (Any): as for `train`.
+///     **kwargs (Any): as for `train`; `on_event` is called in that thread.
+///
+/// Returns:
+///     Coroutine[Any, Any, str]: of what `train` returns. Cancelling it cancels the run, and waits until nothing of it is
+///         left running.
+///
+/// Raises:
+///     What `train` raises.
+#[pyfunction]
+#[pyo3(signature = (slf, *args, **kwargs))]
+fn train_async<'py>(
+    slf: &Bound<'py, PyAny>,
+    args: &Bound<'py, PyTuple>,
+    kwargs: Option<&Bound<'py, PyDict>>,
+) -> PyResult<Bound<'py, PyAny>> {
+    slf.py()
+        .import("musubitraining.train_async")?
+        .call_method1("train_async", (slf, args, kwargs))
 }
 
 /// Made once: a class outlives its module, which is imported anew when it has been taken out of `sys.modules`.
@@ -774,9 +947,14 @@ fn plain_class(py: Python<'_>) -> PyResult<&PlainClass> {
             wrap_pyfunction!(_convert_for_comfyui, py)?,
             wrap_pyfunction!(train, py)?,
             wrap_pyfunction!(plan::make, py)?,
+            wrap_pyfunction!(train_async, py)?,
             wrap_pyfunction!(cancel, py)?,
+            wrap_pyfunction!(status, py)?,
         ];
-        PlainClass::new(py, "MusubiTraining", DOC, &methods)
+        let class = PlainClass::new(py, "MusubiTraining", DOC, &methods)?;
+        // Of each instance, once it has trained.
+        class.class(py).setattr("last_run", py.None())?;
+        Ok(class)
     })
 }
 
@@ -902,7 +1080,7 @@ fn warm_up(slf: &Bound<'_, PyAny>, run: &Run, use_pre_cache: bool) -> PyResult<O
         environment: interpreter::environment(py, Some(clone.source_folder()))?,
         locks: run.locks(),
     };
-    let log = Log::new(py)?;
+    let log = Log::of(slf)?;
     let started =
         interrupt::run_quietly(py, run.cancel(), |_| Ok(WarmInterpreter::start(command)))?;
     match started {
@@ -938,7 +1116,15 @@ fn run_step(slf: &Bound<'_, PyAny>, step: &str, argv: &[OsString]) -> PyResult<O
     drop(run.heard(step));
     let cwd = absolute(&path_of(slf, "absolute_path_musubi_tuner")?)?;
     let keywords = [("cwd", cwd.into_os_string())].into_py_dict(py)?;
-    slf.call_method("_run_cmd", (step, PyList::new(py, argv)?), Some(&keywords))?;
+    let call = || slf.call_method("_run_cmd", (step, PyList::new(py, argv)?), Some(&keywords));
+    // Ours tells of the step itself.
+    if is_replaced(slf, "_run_cmd")? {
+        let around = Around::begin(&run, py, step, argv)?;
+        call()?;
+        around.end(py)?;
+    } else {
+        call()?;
+    }
     run.check()?;
     Ok(run.heard(step))
 }

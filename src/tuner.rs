@@ -1,5 +1,6 @@
 //! What Musubi Tuner is told: its scripts, and each step's command line. Pure.
 
+mod commit;
 mod parser;
 
 use std::ffi::{OsStr, OsString};
@@ -158,6 +159,12 @@ impl MusubiTuner {
         let value =
             lines.find_map(|line| line.strip_prefix("version")?.trim().strip_prefix('='))?;
         Some(value.trim().trim_matches(['"', '\'']).to_owned())
+    }
+
+    /// The commit that is checked out, where this is a clone.
+    #[must_use]
+    pub fn commit(&self) -> Option<String> {
+        commit::commit(&self.folder)
     }
 
     /// Refuses words that the script of this clone does not take. One whose parser cannot be read is not accused.

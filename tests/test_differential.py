@@ -116,8 +116,8 @@ def compare(theirs: Run, ours: Run, may: May) -> None:
         assert ours.requests == theirs.requests
         assert said_to_the_server(ours) == said_to_the_server(theirs)
     if not may.keep_the_old_dataset:
-        added = [name for name in ours.files if name.endswith("/photos.json")]
-        assert {name: what for name, what in ours.files.items() if name not in added} == theirs.files
+        added = ("/photos.json", "/events.jsonl", "/run.json")
+        assert {name: what for name, what in ours.files.items() if not name.endswith(added)} == theirs.files
 
 
 @dataclass(frozen=True)
@@ -1074,7 +1074,7 @@ def signatures(work: Work):
 
     from musubitraining.main import Models, MusubiTraining
 
-    new = ("warm_start", "native_convert", "options", "launch_options", "dataset_options")
+    new = ("warm_start", "native_convert", "options", "launch_options", "dataset_options", "on_event", "progress")
 
     def shape(function):
         return [

@@ -77,7 +77,7 @@ def test_cancel_ends_a_download_and_leaves_the_old_dataset(
     with pytest.raises(Cancelled):
         running.result(60)
     assert {name: (workspace.training / name).read_bytes() for name in old} == old
-    assert sorted(path.name for path in workspace.training.iterdir()) == ["cache", "images"]
+    assert sorted(path.name for path in workspace.training.iterdir()) == ["cache", "events.jsonl", "images", "run.json"]
 
 
 def test_cancel_without_a_run_does_nothing(workspace: Workspace) -> None:

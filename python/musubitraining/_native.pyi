@@ -1,11 +1,14 @@
 """The native half of `musubitraining`."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from musubitraining.plan import Plan
+from musubitraining.run_events import Event
+from musubitraining.run_record import TrainingRun
+from musubitraining.run_status import RunStatus
 from musubitraining.training_options import LaunchOptions, TrainingOptions
 
 __all__ = [
@@ -164,6 +167,8 @@ class MusubiTraining:
     """How the training is launched, likewise."""
     dataset_limits: DatasetLimits | _HasDatasetLimits
     """How much a zip of photos may bring; may be set, absent otherwise."""
+    last_run: TrainingRun | None
+    """The last run of `train`, however it ended; None before there is one."""
 
     def __init__(
         self,
@@ -308,6 +313,8 @@ class MusubiTraining:
         options: TrainingOptions | None = None,
         launch_options: LaunchOptions | None = None,
         dataset_options: Any = None,
+        on_event: Callable[[Event], object] | None = None,
+        progress: bool | None = None,
     ) -> str:
         """Make a LoRA from a zip of photos: dataset, caches, training, conversion.
 
@@ -332,6 +339,9 @@ class MusubiTraining:
             options: how to train, in the place of the trainer's.
             launch_options: how the training is launched, in the place of the trainer's.
             dataset_options: how photos and captions are taken, in the place of the trainer's.
+            on_event: called in this thread with everything that happens, as it happens: `musubitraining.run_events` has
+                the kinds. What it raises ends the run and is raised here; the run waits for it.
+            progress: whether progress bars are shown; by default in a terminal and in a notebook.
 
         Returns:
             The path of the converted LoRA, or of the trained one with `convert_for_comfyui=False`.
@@ -348,6 +358,22 @@ class MusubiTraining:
             zipfile.BadZipFile: what came is not a zip.
             subprocess.CalledProcessError: a step failed.
             Cancelled: `cancel()` was called.
+            BaseException: what `on_event` raises.
+        """
+
+    def train_async(self, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, str]:
+        """Train as `train` does, in a thread of its own.
+
+        Args:
+            *args: as for `train`.
+            **kwargs: as for `train`; `on_event` is called in that thread.
+
+        Returns:
+            A coroutine of what `train` returns. Cancelling it cancels the run, and waits until nothing of it is left
+            running.
+
+        Raises:
+            BaseException: what `train` raises.
         """
 
     def plan(
@@ -403,6 +429,13 @@ class MusubiTraining:
 
         Returns:
             Whether anything was under way.
+        """
+
+    def status(self) -> RunStatus:
+        """Say where the run that is under way on this trainer is; may be called from any thread.
+
+        Returns:
+            Its step, how far that is, the loss, the time left; the end of the last run where none is under way.
         """
 
 def dataset_toml(

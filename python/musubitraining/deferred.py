@@ -11,6 +11,7 @@ from musubitraining.plan import Check, Plan
 
 if TYPE_CHECKING:
     from musubitraining.run_record import TrainingRun
+    from musubitraining.run_status import RunStatus
     from musubitraining.training_options import LaunchOptions, Preset, TrainingOptions
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Models",
     "Plan",
     "Preset",
+    "RunStatus",
     "TrainingOptions",
     "TrainingRun",
     "logger",
@@ -36,6 +38,7 @@ logger = logging.getLogger("musubitraining")
 _MODULES = {
     "LaunchOptions": "training_options",
     "Preset": "training_options",
+    "RunStatus": "run_status",
     "TrainingOptions": "training_options",
     "TrainingRun": "run_record",
 }

@@ -448,6 +448,24 @@ class TrainingRun:
         return card.html(self)
 
 
+def of_lines(lines: str, folder: str | None, versions: dict[str, Any]) -> TrainingRun:
+    """The run that these lines of events tell of.
+
+    Args:
+        lines: as in `events.jsonl`.
+        folder: its training folder.
+        versions: that have become known since it began.
+    """
+    so_far = RunSoFar()
+    for line in lines.split("\n"):
+        event = events.parse(line)
+        if event is not None:
+            so_far.take(event)
+    run = so_far.run()
+    known = {name: version for name, version in versions.items() if version is not None}
+    return replace(run, versions=replace(run.versions, **known), folder=None if folder is None else Path(folder))
+
+
 class RunSoFar:
     """A run, put together from its events."""
 

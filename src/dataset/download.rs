@@ -20,7 +20,7 @@ use reqwest::{Client, StatusCode};
 use super::DatasetLimits;
 use super::archive::{Arrival, Zip};
 use crate::error::Error;
-use crate::task::{LogLine, Task};
+use crate::task::{LogLine, Retry, Task};
 pub use address::{RedactedUrl, invalid};
 pub use ask::{Answer, ask};
 use encoding::undo_encodings;
@@ -126,14 +126,20 @@ pub fn download(
             .unwrap_or_else(|| jittered(pause))
             .min(patience.longest_pause);
         pause *= 2;
-        task.warn(format!(
+        let text = format!(
             "[dataset] download from {} interrupted: {}; trying again in {:.1} s ({} of {})",
             url.host(),
             failure.reason,
             wait.as_secs_f64(),
             fruitless + 1,
             patience.tries
-        ))?;
+        );
+        let retry = Retry {
+            attempt: fruitless + 1,
+            wait,
+            reason: failure.reason,
+        };
+        task.warn_of(retry, text)?;
         task.cancel.pause(wait)?;
     }
 }

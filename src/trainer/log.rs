@@ -1,39 +1,85 @@
 //! Python's `musubitraining` logger.
 
+use std::sync::Arc;
+
 use pyo3::call::PyCallArgs;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
+use super::record::Record;
+use super::run::Run;
+use crate::events::Event;
 use crate::plain_class;
 use crate::task::{Level, LogLine};
 
 /// `logging.INFO`.
 const INFO: u8 = 20;
 
-pub struct Log<'py>(Bound<'py, PyAny>);
+pub struct Log<'py> {
+    logger: Bound<'py, PyAny>,
+    /// Of the run that it is a log of, which takes down the warnings.
+    record: Option<Arc<Record>>,
+}
 
 impl<'py> Log<'py> {
     /// The logger that `musubitraining.main` has at the moment.
     pub fn new(py: Python<'py>) -> PyResult<Self> {
-        Ok(Self(py.import("musubitraining.main")?.getattr("logger")?))
+        Ok(Self {
+            logger: py.import("musubitraining.main")?.getattr("logger")?,
+            record: None,
+        })
+    }
+
+    /// That of the run which is under way on this trainer.
+    pub fn of(trainer: &Bound<'py, PyAny>) -> PyResult<Self> {
+        Ok(Self {
+            record: Run::of(trainer)?.record(),
+            ..Self::new(trainer.py())?
+        })
+    }
+
+    /// That of a run which has this record.
+    pub fn recorded(py: Python<'py>, record: &Arc<Record>) -> PyResult<Self> {
+        Ok(Self {
+            record: Some(record.clone()),
+            ..Self::new(py)?
+        })
     }
 
     /// As in Python: the format, then its arguments.
     pub fn info(&self, message: impl PyCallArgs<'py>) -> PyResult<()> {
-        self.0.call_method1("info", message).map(drop)
+        self.logger.call_method1("info", message).map(drop)
     }
 
-    pub fn warning(&self, message: impl PyCallArgs<'py>) -> PyResult<()> {
-        self.0.call_method1("warning", message).map(drop)
+    /// As [`Self::info`]; the record of the run has it, too.
+    pub fn warning(
+        &self,
+        message: impl IntoPyObject<'py, Target = PyTuple, Output = Bound<'py, PyTuple>, Error = PyErr>,
+    ) -> PyResult<()> {
+        let message = message.into_pyobject(self.logger.py())?;
+        self.logger.call_method1("warning", &message)?;
+        if let Some(record) = &self.record {
+            let arguments = message.get_slice(1, message.len());
+            let text = message.get_item(0)?.call_method1("__mod__", (arguments,))?;
+            record.warn(&text.str()?.to_string_lossy());
+        }
+        Ok(())
     }
 
     pub fn error(&self, message: impl PyCallArgs<'py>) -> PyResult<()> {
-        self.0.call_method1("error", message).map(drop)
+        self.logger.call_method1("error", message).map(drop)
     }
 
     pub fn line(&self, line: &LogLine) -> PyResult<()> {
         let message = ("%s", &line.text);
+        if let (Some(record), Some(retry)) = (&self.record, &line.retry) {
+            record.events.say(&Event::Retry {
+                attempt: retry.attempt,
+                wait: retry.wait,
+                reason: &retry.reason,
+            });
+        }
         match line.level {
             Level::Info => self.info(message),
             Level::Warning => self.warning(message),
@@ -46,12 +92,15 @@ impl<'py> Log<'py> {
     pub fn of_lines(&self, step: &Bound<'py, PyAny>) -> PyResult<LinesLog<'_, 'py>> {
         // What has no such functions is a stand-in for a logger.
         let copier = if self.makes_plain_records().unwrap_or(false) {
-            let filters = self.0.getattr("filters")?.is_truthy()?;
-            let has_to_ask = filters || self.0.getattr("disabled")?.is_truthy()?;
+            let filters = self.logger.getattr("filters")?.is_truthy()?;
+            let has_to_ask = filters || self.logger.getattr("disabled")?.is_truthy()?;
             Some(Copier {
-                is_enabled: self.0.call_method1("isEnabledFor", (INFO,))?.is_truthy()?,
+                is_enabled: self
+                    .logger
+                    .call_method1("isEnabledFor", (INFO,))?
+                    .is_truthy()?,
                 handle: self
-                    .0
+                    .logger
                     .getattr(if has_to_ask { "handle" } else { "callHandlers" })?,
                 first: None,
             })
@@ -67,7 +116,7 @@ impl<'py> Log<'py> {
 
     /// Whether the logger makes its records as `logging` does: nobody has replaced a function that takes part.
     fn makes_plain_records(&self) -> PyResult<bool> {
-        let logging = self.0.py().import("logging")?;
+        let logging = self.logger.py().import("logging")?;
         let file_of =
             |function: Bound<'py, PyAny>| function.getattr("__code__")?.getattr("co_filename");
         let ours = file_of(logging.getattr("getLogger")?)?;
@@ -79,7 +128,7 @@ impl<'py> Log<'py> {
             "handle",
             "filter",
         ] {
-            if !file_of(self.0.getattr(name)?)?.eq(&ours)? {
+            if !file_of(self.logger.getattr(name)?)?.eq(&ours)? {
                 return Ok(false);
             }
         }
@@ -103,11 +152,11 @@ pub struct LinesLog<'log, 'py> {
 struct Copier<'py> {
     is_enabled: bool,
     handle: Bound<'py, PyAny>,
-    first: Option<Record<'py>>,
+    first: Option<LogRecord<'py>>,
 }
 
 /// A record as it was before any handler had it.
-struct Record<'py> {
+struct LogRecord<'py> {
     class: Bound<'py, PyAny>,
     new: Bound<'py, PyAny>,
     clock: Bound<'py, PyAny>,
@@ -125,7 +174,7 @@ impl LinesLog<'_, '_> {
         if !copier.is_enabled {
             return Ok(());
         }
-        let logger = &self.log.0;
+        let logger = &self.log.logger;
         let arguments = (&self.step, line).into_pyobject(logger.py())?;
         let record = if let Some(first) = &copier.first {
             first.copy(&arguments)?
@@ -144,14 +193,14 @@ impl LinesLog<'_, '_> {
                 function,
             );
             let record = logger.call_method1("makeRecord", of_record)?;
-            copier.first = Some(Record::new(&record)?);
+            copier.first = Some(LogRecord::new(&record)?);
             record
         };
         copier.handle.call1((record,)).map(drop)
     }
 }
 
-impl<'py> Record<'py> {
+impl<'py> LogRecord<'py> {
     fn new(record: &Bound<'py, PyAny>) -> PyResult<Self> {
         let class = record.get_type();
         Ok(Self {

@@ -115,6 +115,13 @@ fn training<'py>(trainer: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
     }
 }
 
+/// The highest of the schedule, as far as options say it.
+#[must_use]
+pub fn learning_rate(trainer: &Bound<'_, PyAny>) -> Option<f64> {
+    let rate = training(trainer).ok()?.getattr("learning_rate").ok()?;
+    rate.extract().ok()
+}
+
 /// Whether base weights are merged into the DiT.
 ///
 /// # Errors

@@ -166,12 +166,17 @@ pub fn settings_of(trainer: &Bound<'_, PyAny>) -> PyResult<Settings> {
         max_train_steps: usual.max_train_steps,
         save_every_n_steps: value(training, "save_every_n_steps"),
         num_processes: value(launch, "num_processes"),
-        gpu_ids: value(launch, "gpu_ids").or_else(|| {
-            let ids: Vec<u32> = value(launch, "gpu_ids")?;
-            let ids: Vec<String> = ids.iter().map(u32::to_string).collect();
-            Some(ids.join(","))
-        }),
+        gpu_ids: gpu_ids(launch),
         config_file: value(launch, "config_file"),
+    })
+}
+
+/// Those that the launcher is told of, as it is told.
+pub fn gpu_ids(launch: Option<&Bound<'_, PyAny>>) -> Option<String> {
+    value(launch, "gpu_ids").or_else(|| {
+        let ids: Vec<u32> = value(launch, "gpu_ids")?;
+        let ids: Vec<String> = ids.iter().map(u32::to_string).collect();
+        Some(ids.join(","))
     })
 }
 

@@ -10,6 +10,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 
 use super::options;
+use super::record::Record;
 use crate::dataset;
 use crate::error::Error;
 use crate::folder_lock::{self, Access, FolderLock};
@@ -34,6 +35,7 @@ struct State {
     warm: Mutex<Option<Arc<WarmInterpreter>>>,
     converts_natively: AtomicBool,
     options: Mutex<[Option<Py<PyAny>>; 3]>,
+    record: Mutex<Option<Arc<Record>>>,
 }
 
 /// By the address of the trainer, which lives as long as a call on it.
@@ -56,11 +58,16 @@ impl Run {
         Ok(Self(state))
     }
 
+    /// The run of this trainer that is under way.
+    #[must_use]
+    pub fn under_way(trainer: &Bound<'_, PyAny>) -> Option<Self> {
+        find(&lock_of(&UNDER_WAY), trainer).map(Self)
+    }
+
     /// Cancels what is under way on this trainer; tells whether anything was.
     pub fn cancel_on(trainer: &Bound<'_, PyAny>) -> bool {
-        let found = find(&lock_of(&UNDER_WAY), trainer);
-        found.is_some_and(|state| {
-            state.cancel.cancel();
+        Self::under_way(trainer).is_some_and(|run| {
+            run.cancel().cancel();
             true
         })
     }
@@ -68,6 +75,24 @@ impl Run {
     #[must_use]
     pub fn cancel(&self) -> &Cancel {
         &self.0.cancel
+    }
+
+    /// Where it is taken down what happens, in a run of `train`.
+    #[must_use]
+    pub fn record(&self) -> Option<Arc<Record>> {
+        lock_of(&self.0.record).clone()
+    }
+
+    pub fn set_record(&self, record: Option<Arc<Record>>) {
+        *lock_of(&self.0.record) = record;
+    }
+
+    /// Hands what has happened to those who listen.
+    ///
+    /// # Errors
+    /// What they raise.
+    pub fn deliver(&self, py: Python<'_>) -> PyResult<()> {
+        self.record().map_or(Ok(()), |record| record.deliver(py))
     }
 
     /// # Errors
@@ -82,10 +107,7 @@ impl Run {
     /// # Errors
     /// [`Error::Unusable`] when another run has it; what the disk gives; [`Error::Cancelled`].
     pub fn claim(&self, py: Python<'_>, training_folder: &Path, access: Access) -> PyResult<()> {
-        let is_claimed = lock_of(&self.0.folders)
-            .iter()
-            .any(|(folder, _)| folder == training_folder);
-        if is_claimed || !training_folder.is_dir() {
+        if self.has(training_folder) || !training_folder.is_dir() {
             return Ok(());
         }
         let lock = match FolderLock::take(training_folder, access) {
@@ -103,7 +125,17 @@ impl Run {
             lock.change(training_folder, access)?;
         }
         lock_of(&self.0.folders).push((training_folder.to_owned(), lock));
+        if let Some(record) = self.record() {
+            record.settle(training_folder);
+        }
         Ok(())
+    }
+
+    /// Whether it has this folder for itself.
+    #[must_use]
+    pub fn has(&self, training_folder: &Path) -> bool {
+        let folders = lock_of(&self.0.folders);
+        folders.iter().any(|(folder, _)| folder == training_folder)
     }
 
     /// [`Self::claim`] for a step alone, which an override of another run may have left to another thread, trainer or
@@ -209,6 +241,17 @@ impl Run {
         let (_, _, last) = heard.remove(place);
         heard.retain(|(thread, _, _)| *thread != this);
         Some(last)
+    }
+}
+
+impl interrupt::Caller for Run {
+    fn cancel(&self) -> &Cancel {
+        &self.0.cancel
+    }
+
+    fn wake(&self, py: Python<'_>) -> PyResult<()> {
+        self.deliver(py)?;
+        Ok(self.check()?)
     }
 }
 

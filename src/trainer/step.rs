@@ -1,5 +1,6 @@
 //! A step's command: begun, heard and ended in the log, and run in the way that costs least to the same effect.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -10,7 +11,9 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 
 use super::log::Log;
+use super::record::Record;
 use super::run::Run;
+use super::step_events::StepEvents;
 use super::{clone_of, evidence};
 use crate::cgroup::MemoryCgroup;
 use crate::error::Error;
@@ -38,12 +41,16 @@ pub fn run(
 ) -> PyResult<()> {
     let mut step = Step::new(slf, name, cmd, cwd)?;
     step.announce()?;
+    step.begin()?;
     let way = step.way(slf)?;
     let returncode = interrupt::run(
         slf.py(),
-        step.run.clone().cancel(),
+        &step.run.clone(),
         |task| way.run(&task.cancel, |said| task.say(said)),
-        |_, said| step.hear(said),
+        |_, said| {
+            step.follow(&said);
+            step.hear(said)
+        },
     )?;
     step.end(returncode, Instant::now())
 }
@@ -59,6 +66,8 @@ pub fn run_at_once<'py>(
     between: impl FnOnce() -> PyResult<()>,
 ) -> PyResult<()> {
     first.announce()?;
+    first.begin()?;
+    second.begin()?;
     let ways = [first.way(slf)?, second.way(slf)?];
     let queue = Queue::default();
     let mut between = Some(between);
@@ -67,10 +76,13 @@ pub fn run_at_once<'py>(
     let run = first.run.clone();
     interrupt::run(
         slf.py(),
-        run.cancel(),
+        &run,
         |task| both(&ways, &queue, task),
         |_, (place, news)| match (place, news) {
-            (Place::First, News::Said(said)) => first.hear(said),
+            (Place::First, News::Said(said)) => {
+                first.follow(&said);
+                first.hear(said)
+            }
             (Place::First, News::Ended(returncode, at)) => {
                 first.end(returncode, at)?;
                 if let Some(between) = between.take() {
@@ -92,8 +104,11 @@ pub fn run_at_once<'py>(
                 second.announce()?;
                 held.drain(..).try_for_each(|said| second.hear(said))
             }
-            (Place::Second, News::Said(said)) if queue.is_open() => second.hear(said),
             (Place::Second, News::Said(said)) => {
+                second.follow(&said);
+                if queue.is_open() {
+                    return second.hear(said);
+                }
                 held.push(said);
                 Ok(())
             }
@@ -218,6 +233,8 @@ pub struct Step<'py> {
     cmd: Bound<'py, PyAny>,
     cwd: Bound<'py, PyAny>,
     started: Instant,
+    record: Option<Arc<Record>>,
+    events: Option<StepEvents>,
     in_one_process: bool,
     heard: Heard,
     listener: Listener,
@@ -238,17 +255,19 @@ impl<'py> Step<'py> {
         run.check()?;
         let memory = MemoryCgroup::of_this_process();
         Ok(Self {
-            run,
-            log: Log::new(slf.py())?,
+            log: Log::of(slf)?,
             name: name.clone(),
             cmd: cmd.clone(),
             cwd: cwd.clone(),
             started: Instant::now(),
+            record: run.record(),
+            events: None,
             in_one_process: false,
             heard: Heard::default(),
             listener: Listener::default(),
             oom_kills_before: memory.as_ref().and_then(MemoryCgroup::oom_kills),
             memory,
+            run,
         })
     }
 
@@ -269,6 +288,49 @@ impl<'py> Step<'py> {
         let blank = PyString::new(self.cmd.py(), " ");
         let command = blank.call_method1("join", (self.words()?,))?;
         self.log.info(("[%s] cmd=%s", &self.name, command))
+    }
+
+    fn name(&self) -> PyResult<String> {
+        Ok(self.name.str()?.to_string_lossy().into_owned())
+    }
+
+    /// Begins in the record.
+    fn begin(&mut self) -> PyResult<()> {
+        let Some(record) = &self.record else {
+            return Ok(());
+        };
+        let name = self.name()?;
+        let words = self.words()?;
+        let argv = words.iter().map(PyAnyMethods::extract);
+        let argv: Vec<OsString> = argv.collect::<PyResult<_>>()?;
+        self.events = Some(StepEvents::new(&name, &argv));
+        let shown = argv.iter().map(|word| word.to_string_lossy().into_owned());
+        record.events.begin_step(&name, &shown.collect::<Vec<_>>());
+        record.deliver(self.cmd.py())
+    }
+
+    /// Takes what it says down in the record.
+    fn follow(&mut self, said: &Said) {
+        let (Some(record), Some(events), Said::Lines(lines)) =
+            (&self.record, &mut self.events, said)
+        else {
+            return;
+        };
+        for line in lines.split_terminator('\n') {
+            events.hear(line, &mut |event| record.events.say(event));
+        }
+    }
+
+    /// Ends in the record.
+    fn finish(&mut self, duration: Duration, returncode: i32) -> PyResult<()> {
+        if let (Some(record), Some(events)) = (&self.record, &mut self.events) {
+            events.end(&mut |event| record.events.say(event));
+            record
+                .events
+                .end_step(&self.name()?, Some(duration), Some(returncode), &[]);
+            record.deliver(self.cmd.py())?;
+        }
+        Ok(())
     }
 
     /// How its command is to be run.
@@ -342,11 +404,12 @@ impl<'py> Step<'py> {
         let heard = std::mem::take(&mut self.heard);
         self.run.note(self.name.str()?.to_string(), heard);
 
-        let seconds = (at - self.started).as_secs_f64();
+        let duration = at - self.started;
+        let seconds = duration.as_secs_f64();
         if returncode == 0 {
-            return self
-                .log
-                .info(("[%s] done (duration=%.1fs)", &self.name, seconds));
+            self.log
+                .info(("[%s] done (duration=%.1fs)", &self.name, seconds))?;
+            return self.finish(duration, returncode);
         }
         // The launcher ends so, whatever signal has ended its script.
         let returncode = if self.in_one_process && returncode < 0 {
@@ -364,6 +427,7 @@ impl<'py> Step<'py> {
             returncode,
             seconds,
         ))?;
+        self.finish(duration, returncode)?;
         let keywords = PyDict::new(py);
         keywords.set_item("output", self.listener.last_lines())?;
         keywords.set_item("reason", reason)?;
