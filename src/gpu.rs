@@ -7,6 +7,7 @@ use nvml_wrapper::enums::device::UsedGpuMemory;
 use nvml_wrapper::error::NvmlError;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyDict, PyList};
 
 use crate::error::Error;
 use crate::plain_class::PlainClass;
@@ -282,6 +283,44 @@ pub fn _gpu_memory_bytes(py: Python<'_>) -> Result<u64, Error> {
             ))
         })
     })
+}
+
+/// What NVML says of the driver and of every GPU.
+///
+/// Raises:
+///     RuntimeError: there is no NVIDIA driver that works; the message says what to do.
+#[pyfunction]
+pub fn _gpus(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
+    let driver = py
+        .detach(|| open().and_then(|nvml| driver(&nvml)))
+        .map_err(|error| {
+            let Fault { found, mend } = explain(&error);
+            Error::Unusable(format!(
+                "expected an NVIDIA driver with its management library (NVML) and found {found}. {mend}"
+            ))
+        })?;
+    let gpus = PyList::empty(py);
+    for gpu in &driver.gpus {
+        let processes = PyList::empty(py);
+        for (pid, used_bytes) in &gpu.processes {
+            let process = PyDict::new(py);
+            process.set_item("pid", pid)?;
+            process.set_item("used_bytes", used_bytes)?;
+            processes.append(process)?;
+        }
+        let entry = PyDict::new(py);
+        entry.set_item("index", gpu.index)?;
+        entry.set_item("name", &gpu.name)?;
+        entry.set_item("uuid", &gpu.uuid)?;
+        entry.set_item("total_bytes", gpu.total_bytes)?;
+        entry.set_item("free_bytes", gpu.free_bytes)?;
+        entry.set_item("processes", processes)?;
+        gpus.append(entry)?;
+    }
+    let said = PyDict::new(py);
+    said.set_item("driver", driver.version)?;
+    said.set_item("gpus", gpus)?;
+    Ok(said)
 }
 
 /// Opens NVML, asks, and shuts it down again.

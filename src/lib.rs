@@ -38,7 +38,7 @@ mod _native {
     #[pymodule_export]
     use crate::error::{Cancelled, DownloadError, restore_download_error};
     #[pymodule_export]
-    use crate::gpu::_gpu_memory_bytes;
+    use crate::gpu::{_gpu_memory_bytes, _gpus};
     #[pymodule_export]
     use crate::interpreter::_supervise;
     #[pymodule_export]

@@ -20,6 +20,7 @@ __all__ = [
     "Models",
     "MusubiTraining",
     "_gpu_memory_bytes",
+    "_gpus",
     "_restore_download_error",
     "_supervise",
     "convert_lora_to_comfyui",
@@ -84,6 +85,16 @@ def _gpu_memory_bytes() -> int:
 
     Raises:
         RuntimeError: there is no NVIDIA driver, it reports no GPU, or none is visible.
+    """
+
+def _gpus() -> dict[str, Any]:
+    """What NVML says: "driver", its version, and "gpus", each as the driver has it at the moment.
+
+    A GPU has "index" (in the order of the PCI bus), "name", "uuid", "total_bytes", "free_bytes" and "processes", those
+    that compute on it, each with "pid" and "used_bytes". None stands for what the driver does not say.
+
+    Raises:
+        RuntimeError: there is no NVIDIA driver that works; the message says what to do.
     """
 
 def _restore_download_error(message: str, status: int | None, kind: str) -> DownloadError:
