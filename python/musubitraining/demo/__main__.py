@@ -70,13 +70,10 @@ class Report(logging.Handler):
 def main() -> int:
     """Runs the demonstration and returns the exit code."""
     arguments = _parse_arguments()
-    missing = [name for name in _requirements() if importlib.util.find_spec(name) is None]
-    if missing:
-        return _fail(f"{', '.join(missing)} not found: pip install 'TechTrash_MusubiTraining[demo]'")
     try:
-        folder = arguments.folder.resolve()
-        folder.mkdir(parents=True, exist_ok=True)
-        _train(folder, arguments.steps)
+        print_report(*train(arguments.folder.resolve(), arguments.steps))
+    except ImportError as error:
+        return _fail(str(error))
     except KeyboardInterrupt:
         return _fail("interrupted")
     except subprocess.CalledProcessError as error:
@@ -104,7 +101,17 @@ def _fail(message: str) -> int:
     return 1
 
 
-def _train(folder: Path, steps: int) -> None:
+def train(folder: Path, steps: int) -> tuple[Report, str]:
+    """Train on the photos, and return what the log said and the path of the LoRA.
+
+    Raises:
+        ImportError: something that the miniature tuner needs is missing.
+        Exception: what `MusubiTraining.train` raises.
+    """
+    missing = [name for name in _requirements() if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(f"{', '.join(missing)} not found: pip install 'TechTrash_MusubiTraining[demo]'")
+    folder.mkdir(parents=True, exist_ok=True)
     _prepare_environment()
     # Only now: the first needs numpy, and the second may say why it cannot be loaded in the demo's one line.
     from musubitraining import Models, MusubiTraining
@@ -124,8 +131,7 @@ def _train(folder: Path, steps: int) -> None:
         images=_toml_string(folder / "training" / "images"), cache=_toml_string(folder / "training" / "cache")
     )
     with _served_photos() as url:
-        path = training.train(dataset, url, TRIGGER_WORD, max_train_steps=steps)
-    _print_report(report, path)
+        return report, training.train(dataset, url, TRIGGER_WORD, max_train_steps=steps)
 
 
 def _toml_string(path: Path) -> str:
@@ -179,7 +185,8 @@ def _zipped_photos() -> bytes:
     return packed.getvalue()
 
 
-def _print_report(report: Report, path: str) -> None:
+def print_report(report: Report, path: str) -> None:
+    """Print how long the steps took, where the loss went, and where the LoRA is."""
     print()
     for step, duration in report.durations.items():
         print(f"{step:24}{duration:>8}")
