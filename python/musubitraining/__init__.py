@@ -23,6 +23,7 @@ __all__ = [
     "convert_lora_to_comfyui",
     "dataset_toml",
     "logger",
+    "watch",
 ]
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
         TrainingOptions,
         TrainingRun,
         logger,
+        watch,
     )
 else:
 

@@ -10,6 +10,7 @@ from musubitraining.errors import CalledProcessError
 from musubitraining.plan import Check, Plan
 
 if TYPE_CHECKING:
+    from musubitraining.progress_bars import watch
     from musubitraining.run_record import TrainingRun
     from musubitraining.run_status import RunStatus
     from musubitraining.training_options import LaunchOptions, Preset, TrainingOptions
@@ -28,6 +29,7 @@ __all__ = [
     "TrainingOptions",
     "TrainingRun",
     "logger",
+    "watch",
 ]
 
 GPU = Literal["RTX 4090", "RTX 5090", "RTX 6000 Ada", "A40", "H100", "A100", "B200", "H200", "Unknown GPU"]
@@ -41,6 +43,7 @@ _MODULES = {
     "RunStatus": "run_status",
     "TrainingOptions": "training_options",
     "TrainingRun": "run_record",
+    "watch": "progress_bars",
 }
 
 

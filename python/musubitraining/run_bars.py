@@ -1,0 +1,173 @@
+"""The bars of a run: one for all of it, one for its training."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from musubitraining import run_events as events
+from musubitraining.report import wording
+
+if TYPE_CHECKING:
+    from musubitraining.progress_screen import Bar, Notebook, Terminal
+
+logger = logging.getLogger("musubitraining")
+
+# What a step counts in the bar of the run: the training takes nearly all of its time.
+SHARES = {"dataset": 1, "precache:latents": 1, "precache:text_encoder": 1, "train": 16, "convert:comfyui": 1}
+# Seconds between two drawings for progress alone.
+EVERY = 0.1
+
+
+class Bars:
+    """The bars of a run: called with each of its events, they show how far it is.
+
+    They are there from the first event to the last, or to `close`. What goes wrong with them never ends a run.
+    """
+
+    def __init__(self, screen: Terminal | Notebook) -> None:
+        """Draw nothing yet."""
+        self._screen = screen
+        self._run: Bar | None = None
+        self._train: Bar | None = None
+        self._is_broken = False
+        self._drawn = 0.0
+
+    def __call__(self, event: events.Event) -> None:
+        """Show what has happened."""
+        if self._is_broken:
+            return
+        try:
+            self._take(event)
+        except Exception as error:
+            self._is_broken = True
+            with contextlib.suppress(Exception):
+                self.close()
+            logger.warning("[progress] the progress bars have ended: %s: %s", type(error).__name__, error)
+
+    def close(self) -> None:
+        """Leave the bar of the run as it is, and the log as it was before; once more does nothing."""
+        run, train = self._run, self._train
+        self._run = self._train = None
+        with contextlib.ExitStack() as ends:
+            ends.callback(self._screen.close)
+            if run is not None:
+                ends.callback(run.close)
+                ends.callback(self._screen.show, [run], at_once=True)
+            if train is not None:
+                ends.callback(train.close)
+
+    def __del__(self) -> None:
+        """Whoever has forgotten to close them gets the log back."""
+        if self._run is not None:
+            self.close()
+
+    def write(self, line: str) -> None:
+        """Write a line beside the bars."""
+        self._screen.write(line)
+
+    def _take(self, event: events.Event) -> None:
+        run = self._run
+        if run is None or isinstance(event, events.Started):
+            run = self._begin(event)
+        if event.seconds is not None:
+            # By the run's own clock: whoever watches it may have come later.
+            run.start_t = time.time() - event.seconds
+        match event:
+            case events.StepStarted():
+                self._under_way[event.step] = 0.0
+            case events.Progress():
+                self._advance(event)
+            case events.StepFinished():
+                self._finish(event)
+            case events.GpuRead():
+                self._said["gpu"] = _gpu(event)
+            case events.Retried():
+                self._said["retry"] = f"{event.what or 'something'} failed, tried again"
+            case events.Done():
+                self._outcome = "done"
+            case events.Failed():
+                self._outcome = f"{event.outcome} in {event.step}" if event.step else event.outcome
+        done = sum(map(_share, self._finished)) + sum(_share(step) * part for step, part in self._under_way.items())
+        run.n = min(done, run.total)
+        # Between two steps the name of the one that has ended stays.
+        run.set_description_str(self._outcome or ", ".join(self._under_way) or run.desc, refresh=False)
+        run.set_postfix_str(", ".join([self._number(), *self._said.values()]), refresh=False)
+        if self._outcome:
+            self.close()
+        else:
+            self._show(run, at_once=not isinstance(event, events.Progress | events.GpuRead))
+
+    def _begin(self, event: events.Event) -> Bar:
+        self.close()
+        # How much of each step is done; those that have ended; what is said behind the bar; how the run has ended.
+        self._under_way: dict[str, float] = {}
+        self._finished: list[str] = []
+        self._said: dict[str, str] = {}
+        self._outcome = ""
+        started = event if isinstance(event, events.Started) else events.Started()
+        left_out = [] if started.arguments.get("use_pre_cache", True) else ["precache:latents", "precache:text_encoder"]
+        left_out += [] if started.arguments.get("convert_for_comfyui", True) else ["convert:comfyui"]
+        self._expected = [step for step in SHARES if step not in left_out]
+        folder = started.folders.get("training")
+        self._screen.open(Path(folder) if isinstance(folder, str) else None)
+        self._run = self._screen.bar(
+            desc="starting",
+            total=sum(map(_share, self._expected)),
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}{postfix}",
+        )
+        return self._run
+
+    def _advance(self, event: events.Progress) -> None:
+        if event.total:
+            self._under_way[event.step] = min(1.0, event.done / event.total)
+        if event.step != "train":
+            return
+        if self._train is None:
+            self._train = self._screen.bar(
+                total=event.total,
+                leave=False,
+                bar_format="training steps {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
+            )
+        self._train.n = event.done
+        said = []
+        if event.average_loss is not None:
+            self._said["loss"] = f"loss {wording.loss(event.average_loss)}"
+            said.append(self._said["loss"])
+        if event.rate:
+            said.append(wording.rate(1 / event.rate))
+        if event.seconds_left is not None:
+            said.append(f"{wording.clock(event.seconds_left)} left")
+        self._train.set_postfix_str(", ".join(said), refresh=False)
+
+    def _finish(self, event: events.StepFinished) -> None:
+        self._under_way.pop(event.step, None)
+        self._finished.append(event.step)
+        self._said.pop("retry", None)
+        if event.step == "train" and self._train is not None:
+            self._train.close()
+            self._train = None
+
+    def _number(self) -> str:
+        """Which of the steps this is."""
+        number = len(self._finished) + len(self._under_way)
+        return f"step {number} of {max(number, len(self._expected))}"
+
+    def _show(self, run: Bar, *, at_once: bool) -> None:
+        now = time.monotonic()
+        if at_once or now - self._drawn >= EVERY:
+            self._drawn = now
+            self._screen.show([run] if self._train is None else [run, self._train], at_once=at_once)
+
+
+def _share(step: str) -> int:
+    return SHARES.get(step, 1)
+
+
+def _gpu(event: events.GpuRead) -> str:
+    used = wording.size(event.used_bytes)
+    said = f"GPU {used}" if event.total_bytes is None else f"GPU {used} of {wording.size(event.total_bytes)}"
+    return said if event.utilisation_percent is None else f"{said}, {event.utilisation_percent:.0f} % busy"
