@@ -90,9 +90,10 @@ def watch(folder: str | os.PathLike[str], *, progress: bool | None = None) -> Tr
     if file is None:
         raise FileNotFoundError(f"{path} not found: expected the events of a run, which its training folder has")
     bars = of(progress)
+    follow = False
     try:
         while so_far.run().outcome == "running":
-            for number, event in enumerate(events.read(path, follow=True, timeout=SILENCE)):
+            for number, event in enumerate(events.read(path, follow=follow, timeout=SILENCE)):
                 if number == 0 and event != first:
                     # Of this run, or of another one that has begun in the same folder.
                     first, taken = event, 0
@@ -104,9 +105,12 @@ def watch(folder: str | os.PathLike[str], *, progress: bool | None = None) -> Tr
                     bars(event)
                     if isinstance(event, events.Warned):
                         bars.write(event.message)
+            if bars is not None:
+                bars.show()
             before, file = file, _inode(path)
-            if file is None or (file == before and not _is_held(place)):
+            if file is None or (follow and file == before and not _is_held(place)):
                 break
+            follow = True
     except KeyboardInterrupt:
         pass
     finally:

@@ -24,8 +24,8 @@ with warnings.catch_warnings():
 
 LOG_FILE = "run.log"
 LOG_LINES = 20
-# Seconds between two updates of what a notebook shows.
-BARS_EVERY, LOG_EVERY = 0.25, 1.0
+# Seconds between two updates of the last lines in a notebook.
+EVERY = 0.5
 
 logger = logging.getLogger("musubitraining")
 
@@ -62,7 +62,7 @@ class Terminal:
         """Begin a bar under those that there are."""
         return Bar(dynamic_ncols=True, file=sys.stderr, **settings)
 
-    def show(self, bars: list[Bar], *, at_once: bool) -> None:
+    def show(self, bars: list[Bar]) -> None:
         """Draw them as they are."""
         for bar in bars:
             bar.refresh()
@@ -108,7 +108,7 @@ class Notebook:
     def open(self, folder: Path | None) -> None:
         """Lead the log to its file."""
         if not self._has_widgets:
-            self._drawn = _Drawing(BARS_EVERY)
+            self._drawn = _Drawing()
         self._level, before = logger.level, logger.getEffectiveLevel()
         for handler in _handlers():
             only = _FromLevel(max(before, logging.WARNING) if _is_on_screen(handler) else before)
@@ -126,16 +126,16 @@ class Notebook:
             return Bar(**settings)
         return Bar(file=io.StringIO(), ncols=90, ascii=False, **settings)
 
-    def show(self, bars: list[Bar], *, at_once: bool) -> None:
-        """Draw them as they are, and the last lines of the log."""
+    def show(self, bars: list[Bar]) -> None:
+        """Draw them as they are."""
         if self._drawn is None:
             for bar in bars:
                 bar.refresh()
-        elif at_once or self._drawn.is_due():
+        else:
             lines = "\n".join(escape(str(bar)) for bar in bars)
             self._drawn.draw(f'<pre style="margin:0;line-height:1.4">{lines}</pre>')
         if self._log is not None:
-            self._log.show(at_once=at_once)
+            self._log.show_in_time()
 
     def write(self, line: str) -> None:
         """Add a line to the last ones."""
@@ -151,7 +151,7 @@ class Notebook:
             logger.removeHandler(self._log)
             if logger.level == logging.INFO:
                 logger.setLevel(self._level)
-            self._log.show(at_once=True)
+            self._log.show()
             self._log.close()
             self._log = None
 
@@ -167,14 +167,15 @@ class _FoldedLog(logging.Handler):
         self._file: TextIO | None = None
         # The training folder may not be there before the photos are.
         self._waiting: list[str] = []
-        self._drawn = _Drawing(LOG_EVERY)
+        self._drawn = _Drawing()
+        self._drawn_at = float("-inf")
         self._mark = f"musubitraining-{secrets.token_hex(4)}"
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             self.lines.append(record.getMessage())
             self._keep(self.format(record))
-            self.show(at_once=False)
+            self.show_in_time()
         except Exception:
             self.handleError(record)
 
@@ -193,9 +194,12 @@ class _FoldedLog(logging.Handler):
             self._path, self._file = None, None
             self.lines.append(f"{LOG_FILE} ends here: {error}")
 
-    def show(self, *, at_once: bool) -> None:
-        if not (at_once or self._drawn.is_due()):
-            return
+    def show_in_time(self) -> None:
+        if time.monotonic() - self._drawn_at >= EVERY:
+            self.show()
+
+    def show(self) -> None:
+        self._drawn_at = time.monotonic()
         where = "" if self._file is None else f" · all of them: <code>{escape(str(self._path))}</code>"
         lines = escape("\n".join(self.lines))
         # The document is another one with each update: what was opened stays open.
@@ -216,17 +220,11 @@ class _FoldedLog(logging.Handler):
 class _Drawing:
     """A place in the cell whose content changes."""
 
-    def __init__(self, every: float) -> None:
-        self._every = every
-        self._last = float("-inf")
+    def __init__(self) -> None:
         self._place: Any = None
-
-    def is_due(self) -> bool:
-        return time.monotonic() - self._last >= self._every
 
     def draw(self, html: str) -> None:
         ipython: Any = importlib.import_module("IPython.display")
-        self._last = time.monotonic()
         document = ipython.HTML(html)
         if self._place is None:
             self._place = ipython.display(document, display_id=True)

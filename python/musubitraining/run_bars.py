@@ -18,8 +18,8 @@ logger = logging.getLogger("musubitraining")
 
 # What a step counts in the bar of the run: the training takes nearly all of its time.
 SHARES = {"dataset": 1, "precache:latents": 1, "precache:text_encoder": 1, "train": 16, "convert:comfyui": 1}
-# Seconds between two drawings for progress alone.
-EVERY = 0.1
+# How much of the time goes into drawing progress, at most: steps may be short, and a tuner waits to be read.
+MOST = 0.02
 
 
 class Bars:
@@ -34,7 +34,8 @@ class Bars:
         self._run: Bar | None = None
         self._train: Bar | None = None
         self._is_broken = False
-        self._drawn = 0.0
+        # Seconds that it took to draw; when that began.
+        self._spent = self._opened = 0.0
 
     def __call__(self, event: events.Event) -> None:
         """Show what has happened."""
@@ -56,7 +57,7 @@ class Bars:
             ends.callback(self._screen.close)
             if run is not None:
                 ends.callback(run.close)
-                ends.callback(self._screen.show, [run], at_once=True)
+                ends.callback(self._screen.show, [run])
             if train is not None:
                 ends.callback(train.close)
 
@@ -64,6 +65,14 @@ class Bars:
         """Whoever has forgotten to close them gets the log back."""
         if self._run is not None:
             self.close()
+
+    def show(self) -> None:
+        """Draw them as they are now: of much that happens at once not all is drawn."""
+        if self._run is None:
+            return
+        began = time.monotonic()
+        self._screen.show([self._run] if self._train is None else [self._run, self._train])
+        self._spent += time.monotonic() - began
 
     def write(self, line: str) -> None:
         """Write a line beside the bars."""
@@ -98,8 +107,8 @@ class Bars:
         run.set_postfix_str(", ".join([self._number(), *self._said.values()]), refresh=False)
         if self._outcome:
             self.close()
-        else:
-            self._show(run, at_once=not isinstance(event, events.Progress | events.GpuRead))
+        elif not isinstance(event, events.Progress) or self._spent <= MOST * (time.monotonic() - self._opened):
+            self.show()
 
     def _begin(self, event: events.Event) -> Bar:
         self.close()
@@ -108,6 +117,7 @@ class Bars:
         self._finished: list[str] = []
         self._said: dict[str, str] = {}
         self._outcome = ""
+        self._spent, self._opened = 0.0, time.monotonic()
         started = event if isinstance(event, events.Started) else events.Started()
         left_out = [] if started.arguments.get("use_pre_cache", True) else ["precache:latents", "precache:text_encoder"]
         left_out += [] if started.arguments.get("convert_for_comfyui", True) else ["convert:comfyui"]
@@ -155,12 +165,6 @@ class Bars:
         """Which of the steps this is."""
         number = len(self._finished) + len(self._under_way)
         return f"step {number} of {max(number, len(self._expected))}"
-
-    def _show(self, run: Bar, *, at_once: bool) -> None:
-        now = time.monotonic()
-        if at_once or now - self._drawn >= EVERY:
-            self._drawn = now
-            self._screen.show([run] if self._train is None else [run, self._train], at_once=at_once)
 
 
 def _share(step: str) -> int:
