@@ -66,6 +66,13 @@ def run_in_pipe(code: str, env: dict[str, str] | None = None) -> subprocess.Comp
     return subprocess.run(program, env=environment, capture_output=True, text=True, check=True)
 
 
+def ends_with(*lines: str | re.Pattern[str]) -> Callable[[Screen], bool]:
+    """What is on the screen between two strokes is not looked at: bars are drawn one after the other."""
+    return lambda screen: (
+        len(screen.shown()) >= len(lines) and all(map(re.fullmatch, lines, screen.shown()[-len(lines) :]))
+    )
+
+
 EVENTS = sum(1 for _ in events.read(RECORDED))
 
 
@@ -90,8 +97,7 @@ def test_bars_of_the_run_and_of_its_training(tmp_path: Path) -> None:
     sys.stdin.readline()
     """
     with in_terminal(code, tmp_path) as program:
-        *_, here, run, training = program.read_until(lambda screen: "here" in screen.shown()).shown()
-    assert here == "here"
+        *_, run, training = program.read_until(ends_with("here", BAR, BAR)).shown()
     assert (of_run := BAR.fullmatch(run))
     assert of_run["name"] == "train"
     # 11 of 20: three steps of the run that count one each, and half of the training, which counts 16.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from musubitraining import run_events as events
+from musubitraining import run_fields as fields
 from musubitraining.report import wording
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class Bars:
         if self._run is None:
             return
         began = time.monotonic()
-        self._screen.show([self._run] if self._train is None else [self._run, self._train])
+        self._screen.show([bar for bar in (self._run, self._train) if bar is not None])
         self._spent += time.monotonic() - began
 
     def write(self, line: str) -> None:
@@ -129,20 +130,22 @@ class Bars:
             total=sum(map(_share, self._expected)),
             bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}{postfix}",
         )
+        self._train = self._screen.bar(
+            total=fields.count(started.arguments.get("max_train_steps")),
+            leave=False,
+            bar_format="training steps {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
+        )
         return self._run
 
     def _advance(self, event: events.Progress) -> None:
         if event.total:
             self._under_way[event.step] = min(1.0, event.done / event.total)
-        if event.step != "train":
+        train = self._train
+        if event.step != "train" or train is None:
             return
-        if self._train is None:
-            self._train = self._screen.bar(
-                total=event.total,
-                leave=False,
-                bar_format="training steps {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
-            )
-        self._train.n = event.done
+        if event.total and event.total != train.total:
+            train.reset(event.total)
+        train.n = event.done
         said = []
         if event.average_loss is not None:
             self._said["loss"] = f"loss {wording.loss(event.average_loss)}"
@@ -151,15 +154,12 @@ class Bars:
             said.append(wording.rate(1 / event.rate))
         if event.seconds_left is not None:
             said.append(f"{wording.clock(event.seconds_left)} left")
-        self._train.set_postfix_str(", ".join(said), refresh=False)
+        train.set_postfix_str(", ".join(said), refresh=False)
 
     def _finish(self, event: events.StepFinished) -> None:
         self._under_way.pop(event.step, None)
         self._finished.append(event.step)
         self._said.pop("retry", None)
-        if event.step == "train" and self._train is not None:
-            self._train.close()
-            self._train = None
 
     def _number(self) -> str:
         """Which of the steps this is."""
