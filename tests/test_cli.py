@@ -734,9 +734,10 @@ def test_a_run_is_followed_as_it_goes_and_the_next_one_too(tmp_path: Path, watch
             assert json.loads(watching.line()) == json.loads(line)
     # That one was killed; another one begins its own file.
     beside = tmp_path / "beside"
-    beside.write_text("".join(events_of("failed")), encoding="utf-8")
+    begun = run_events.line(run_events.Started(at=datetime.now(timezone.utc), seconds=0.0))
+    beside.write_text("".join([begun, *events_of("failed")[1:]]), encoding="utf-8")
     os.replace(beside, path)
-    assert json.loads(watching.line()) == json.loads(lines[0])
+    assert json.loads(watching.line()) == json.loads(begun)
     while '"error"' not in watching.line():
         pass
     assert watching.end()[0] == 4
@@ -748,15 +749,32 @@ def test_ctrl_c_ends_the_watching_only(tmp_path: Path, watching: Watching) -> No
     watching.process.send_signal(signal.SIGINT)
     code, err = watching.end()
     assert code == 130
-    assert "Traceback" not in err
+    assert err.splitlines()[-1] == "musubitraining: no longer watching, the run is left alone"
 
 
-def test_watching_gives_up_when_nothing_is_heard(tmp_path: Path) -> None:
-    (tmp_path / "events.jsonl").write_text(events_of("done")[0])
-    done = cli("watch", tmp_path, "--no-progress", "--timeout", 0.2)
-    assert done.code == 1
-    assert "nothing heard for 0.2 s" in done.last
-    assert cli("watch", tmp_path / "nowhere").code == 3
+def test_a_run_that_was_killed_is_found_dead(tmp_path: Path) -> None:
+    (tmp_path / "events.jsonl").write_text("".join(events_of("done")[:7]), encoding="utf-8")
+    program = "import sys; from musubitraining import cli, progress_bars; progress_bars.SILENCE = 0.1; "
+    program += "sys.exit(cli.main(sys.argv[1:]))"
+    call = [sys.executable, "-c", program, "watch", str(tmp_path), "--no-progress"]
+    done = subprocess.run(call, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "the run was killed" in done.stderr
+    assert done.stdout.count("[dataset] started") == 1
+
+
+def test_there_is_nothing_to_watch_in_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    done = cli("watch", tmp_path / "nowhere")
+    assert done.code == 3
+    assert "expected the training folder of a run" in done.last
+
+
+def test_watching_shows_bars(tmp_path: Path) -> None:
+    pytest.importorskip("tqdm")
+    (tmp_path / "events.jsonl").write_text("".join(events_of("done")), encoding="utf-8")
+    done = cli("watch", tmp_path, "--progress").ok()
+    assert "%|" in done.err
+    assert done.out == ""
 
 
 # ---- help, completion, start ------------------------------------------------------------------------------------

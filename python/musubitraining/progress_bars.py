@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from musubitraining import run_events as events
     from musubitraining.run_bars import Bars
     from musubitraining.run_record import TrainingRun
 
@@ -84,39 +87,66 @@ def watch(folder: str | os.PathLike[str], *, progress: bool | None = None) -> Tr
     place = Path(folder).absolute()
     path = place / events.FILE
     so_far = RunSoFar()
-    first: events.Event | None = None
-    taken = 0
-    file = _inode(path)
-    if file is None:
+    if _inode(path) is None:
         raise FileNotFoundError(f"{path} not found: expected the events of a run, which its training folder has")
     bars = of(progress)
-    follow = False
     try:
-        while so_far.run().outcome == "running":
-            for number, event in enumerate(events.read(path, follow=follow, timeout=SILENCE)):
-                if number == 0 and event != first:
-                    # Of this run, or of another one that has begun in the same folder.
-                    first, taken = event, 0
-                if number < taken:
-                    continue
-                taken += 1
+        for event in follow(place):
+            if event is not None:
                 so_far.take(event)
-                if bars is not None:
-                    bars(event)
-                    if isinstance(event, events.Warned):
-                        bars.write(event.message)
-            if bars is not None:
+            if bars is not None and event is None:
                 bars.show()
-            before, file = file, _inode(path)
-            if file is None or (follow and file == before and not _is_held(place)):
-                break
-            follow = True
+            elif bars is not None and event is not None:
+                bars(event)
+                if isinstance(event, events.Warned):
+                    bars.write(event.message)
     except KeyboardInterrupt:
         pass
     finally:
         if bars is not None:
             bars.close()
     return replace(so_far.run(), folder=place)
+
+
+def follow(folder: Path) -> Iterator[events.Event | None]:
+    """Read what happens in a run, of this process or another, until it has ended or is found dead.
+
+    It is dead when nothing has come for ten seconds, and nobody has its training folder. Where another run begins in
+    the folder, that one is followed.
+
+    Args:
+        folder: the training folder.
+
+    Yields:
+        Event | None: each event as it comes; None after those that were there at first, and at each silence.
+
+    Raises:
+        FileNotFoundError: the folder has no events.
+        OSError: they cannot be read.
+    """
+    from musubitraining import run_events as events
+
+    path = folder / events.FILE
+    first: events.Event | None = None
+    taken = 0
+    file = _inode(path)
+    waits = False
+    while True:
+        for number, event in enumerate(events.read(path, follow=waits, timeout=SILENCE)):
+            if number == 0 and event != first:
+                # Of this run, or of another one that has begun in the same folder.
+                first, taken = event, 0
+            if number < taken:
+                continue
+            taken += 1
+            yield event
+            if isinstance(event, events.Done | events.Failed):
+                return
+        yield None
+        before, file = file, _inode(path)
+        if file is None or (waits and file == before and not _is_held(folder)):
+            return
+        waits = True
 
 
 def _inode(path: Path) -> int | None:

@@ -181,12 +181,6 @@ def _report(parser: Parser) -> None:
 
 def _watch(parser: Parser) -> None:
     parser.add_argument("folder", metavar="FOLDER", help="a training folder; its run may be yet to come")
-    parser.add_argument(
-        "--timeout",
-        metavar="SECONDS",
-        type=float,
-        help="give up when so long nothing is heard (a killed run is silent)",
-    )
     parser.add_argument("--progress", action=Switch, help="progress bars (by itself in a terminal)")
     _json(parser, "print the events of the run, each as a line of JSON")
 
@@ -217,7 +211,7 @@ COMMANDS: dict[str, tuple[str, str, Callable[[Parser], None]]] = {
     "report": ("write a run as one HTML page", "It needs no network. It may be made while the run goes on.", _report),
     "watch": (
         "follow a run that another process has started",
-        "Ctrl-C ends the watching, not the run. The exit code is that of the run: 0, 3, 4 or 130; 1 after --timeout.",
+        "Ctrl-C ends the watching, not the run. Its exit code is that of the run: 0, 3, 4 or 130; 1 of a killed one.",
         _watch,
     ),
     "gpu": ("say what the NVIDIA driver says of the GPUs", "Without a driver it says why, with exit code 3.", _gpu),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
 import json
 import logging
 import re
@@ -182,31 +181,39 @@ def _latest_run(place: Path) -> Any:
 
 
 def _watch(arguments: argparse.Namespace) -> int:
-    from musubitraining import run_events
+    from musubitraining import progress_bars, run_events
 
-    folder = Path(arguments.folder)
+    folder = Path(arguments.folder).absolute()
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} not found: expected the training folder of a run")
-    show = _event_printer() if arguments.json else _bars(arguments.progress) or _lines()
-    file = folder / run_events.FILE
-    if not file.exists():
-        print(f"{PROGRAM}: waiting for a run in {folder}", file=sys.stderr)
-    step = None
-    while True:
-        heard = time.monotonic()
-        for event in run_events.read(file, follow=True, timeout=arguments.timeout):
-            heard = time.monotonic()
+    bars = None if arguments.json else progress_bars.of(arguments.progress)
+    show = bars or (_event_printer() if arguments.json else _lines())
+    last_step = None
+    try:
+        if not (folder / run_events.FILE).exists():
+            print(f"{PROGRAM}: waiting for a run in {folder}", file=sys.stderr)
+        while not (folder / run_events.FILE).exists():
+            time.sleep(_BETWEEN_LOOKS)
+        for event in progress_bars.follow(folder):
+            if event is None:
+                if bars is not None:
+                    bars.show()
+                continue
             show(event)
             if isinstance(event, run_events.StepStarted):
-                step = event.step
+                last_step = event.step
             if isinstance(event, run_events.Done):
                 return failure.DONE
             if isinstance(event, run_events.Failed):
-                return _code_of(event, step)
-        # Another run has begun a file of its own, or nothing was heard.
-        if arguments.timeout is not None and time.monotonic() - heard > arguments.timeout:
-            print(f"{PROGRAM}: watch: nothing heard for {arguments.timeout:g} s, the run may be dead", file=sys.stderr)
-            return failure.OTHER
+                return _code_of(event, last_step)
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: no longer watching, the run is left alone", file=sys.stderr)
+        return failure.CANCELLED
+    finally:
+        if bars is not None:
+            bars.close()
+    print(f"{PROGRAM}: watch: the run was killed: nothing comes, and nobody has its folder", file=sys.stderr)
+    return failure.OTHER
 
 
 def _code_of(event: Any, last_step: str | None) -> int:
@@ -217,16 +224,9 @@ def _code_of(event: Any, last_step: str | None) -> int:
     return failure.BAD_INPUT if step in (None, "dataset") else failure.FAILED_STEP
 
 
-def _bars(wanted: bool | None) -> Callable[[Any], None] | None:
-    try:
-        progress_bars = importlib.import_module("musubitraining.progress_bars")
-    except ImportError:
-        return None
-    bars: Callable[[Any], None] | None = progress_bars.of(wanted)
-    return bars
-
-
-# Between two lines that say how far a step is, in seconds.
+# Between two looks whether a run has begun, in seconds.
+_BETWEEN_LOOKS = 0.25
+# Between two lines that say how far a step is.
 _BETWEEN_LINES = 10.0
 
 
