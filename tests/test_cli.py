@@ -237,6 +237,42 @@ entries = 40
     assert {path.read_text("utf-8") for path in workspace.images.glob("*.txt")} == {"zwxçat"}
 
 
+def test_a_file_may_come_through_a_pipe_and_begin_with_a_mark(workspace: Workspace, folders: list[object]) -> None:
+    call = command("plan", *folders, "--json", "--config", "/dev/stdin")
+    for text, code in ((b"\xef\xbb\xbfseed = 123\n", 3), (b"seed = '\xff'\n", 2), (b"", 3), (b"\0" * 100, 2)):
+        done = subprocess.run(call, input=text, env=environment(workspace), capture_output=True, check=False)
+        # The stand-in's weights are no weights.
+        assert done.returncode == code, done.stderr
+        assert b"Traceback" not in done.stderr
+        assert (b'"123"' in done.stdout) == (b"123" in text)
+    assert cli("plan", *folders, "--config", workspace.root, of=workspace).code == 2
+
+
+@pytest.mark.parametrize(
+    ("member", "found", "part"),
+    [
+        ("arguments", {"seed": {"a": 1}}, "seed"),
+        ("arguments", {"photos": 3, "images_zip_url": [1]}, ""),
+        ("arguments", {"dataset_toml_content": 5, "models_for_training": {"dit": 4}}, "dit"),
+        ("options", {"network_dim": "many"}, "network_dim='many'"),
+        ("options", {"not_yet_known": 1}, "not_yet_known"),
+        ("commands", {"train": ["--dit"]}, "expected --models, --musubi-tuner too"),
+        ("version", 2, "pip install --upgrade"),
+        ("version", None, "is no record of a run"),
+    ],
+)
+def test_a_record_that_is_odd_is_refused_in_a_line(workspace: Workspace, member: str, found: Any, part: str) -> None:
+    record = recorded(workspace)
+    run = json.loads(record.read_text())
+    run[member] = {**run[member], **found} if member == "arguments" else found
+    record.write_text(json.dumps(run))
+    done = cli("train", "--from", record, of=workspace)
+    assert done.code in (2, 3)
+    assert part in done.last
+    assert "Traceback" not in done.err
+    assert not workspace.tuner.calls()
+
+
 @pytest.mark.parametrize("how", ["flags", "file"])
 @pytest.mark.parametrize(
     "options",

@@ -251,7 +251,9 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     # The flags of one command are enough, and those of `train` take a while.
     named = next((word for word in words if not word.startswith("-")), None)
     parser, _ = parser_for([named] if named in COMMANDS else [])
-    arguments = parser.parse_args([_as_flag(word) for word in words])
+    # After a lone "--" come no flags.
+    end = words.index("--") if "--" in words else len(words)
+    arguments = parser.parse_args([*map(_as_flag, words[:end]), *words[end:]])
     if arguments.version:
         from importlib.metadata import version
 

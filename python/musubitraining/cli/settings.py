@@ -381,7 +381,7 @@ class Settings:
         }
         for table, name, value in _in_commands(run.commands):
             told[table].setdefault(name, value)
-        if arguments.get("dataset_toml_content") is not None:
+        if isinstance(arguments.get("dataset_toml_content"), str):
             told["dataset"] = {"content": arguments["dataset_toml_content"]}
         self.take(told)
 
@@ -452,7 +452,8 @@ class Settings:
             except (OSError, UnicodeDecodeError, TypeError) as error:
                 raise UsageError(f"--dataset-toml {path} cannot be read: {error}") from None
         if "content" in told:
-            return str(told["content"])
+            content: str = told["content"]
+            return content
         return _checked(lambda: dataset_toml(self.values[""]["training_folder"], **told))
 
     def _made(self, kind: type[T], table: str) -> T | None:
