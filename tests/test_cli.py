@@ -256,7 +256,7 @@ def test_a_file_may_come_through_a_pipe_and_begin_with_a_mark(workspace: Workspa
         ("arguments", {"dataset_toml_content": 5, "models_for_training": {"dit": 4}}, "dit"),
         ("options", {"network_dim": "many"}, "network_dim='many'"),
         ("options", {"not_yet_known": 1}, "not_yet_known"),
-        ("commands", {"train": ["--dit"]}, "expected --models, --musubi-tuner too"),
+        ("arguments", {"absolute_path_models": None}, "expected --models too"),
         ("version", 2, "pip install --upgrade"),
         ("version", None, "is no record of a run"),
     ],
@@ -340,11 +340,6 @@ def test_a_later_preset_or_dataset_goes_before_an_earlier_one(workspace: Workspa
 
 def recorded(workspace: Workspace, **arguments: Any) -> Path:
     """The record of a run with these arguments, as `train` leaves it."""
-    words = [
-        *("python", "-m", "accelerate.commands.launch", str(workspace.root / "musubi" / TRAIN)),
-        *("--dit", str(workspace.models / "z_image_de_turbo_v1_bf16.safetensors")),
-        *("--vae", str(workspace.models / "other_ae.safetensors")),
-    ]
     run = TrainingRun(
         outcome="done",
         arguments={
@@ -356,11 +351,14 @@ def recorded(workspace: Workspace, **arguments: Any) -> Path:
             "output_name": "again",
             "max_train_steps": 13,
             "seed": 9,
+            "absolute_path_models": str(workspace.models),
+            "absolute_path_musubi_tuner": str(workspace.root / "musubi"),
+            "models_for_training": {"ae": "other_ae.safetensors"},
+            "dataset_limits": {"entries": 30},
             **arguments,
         },
         options={"network_dim": 6, "optimizer_args": ["weight_decay=0.75"], "sample_prompts": None},
         dataset_options={"image_extensions": ["jpg", "png"]},
-        commands={"train": tuple(words)},
         folders={"training": str(workspace.training), "output": str(workspace.output)},  # type: ignore[arg-type]
     )
     workspace.training.mkdir(exist_ok=True)
@@ -385,17 +383,12 @@ def test_a_run_is_repeated_from_its_record(workspace: Workspace) -> None:
     assert (workspace.training / "dataset.toml").read_text() == workspace.toml
 
 
-def test_what_a_record_says_of_folders_goes_before_its_commands(workspace: Workspace) -> None:
-    musubi = str(workspace.root / "musubi")
-    recorded(
-        workspace,
-        absolute_path_models=str(workspace.models),
-        absolute_path_musubi_tuner=musubi,
-        models_for_training={"ae": "one.safetensors", "text_encoder": "two.safetensors"},
+def test_the_limits_of_a_record_hold(workspace: Workspace) -> None:
+    done = cli(
+        "train", "--from", recorded(workspace, dataset_limits={"entries": 1}, models_for_training={}), of=workspace
     )
-    plan = cli("plan", "--from", workspace.training, "--json", of=workspace).json()
-    assert value(plan["commands"]["train"], "--vae") == str(workspace.models / "one.safetensors")
-    assert value(plan["commands"]["train"], "--text_encoder") == str(workspace.models / "two.safetensors")
+    assert done.code == 3
+    assert "entries" in done.last
 
 
 @needs_events

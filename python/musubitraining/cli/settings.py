@@ -358,7 +358,7 @@ class Settings:
         from musubitraining.run_record import TrainingRun
 
         run = TrainingRun.load(path)
-        arguments = dict(run.arguments)
+        arguments = run.arguments
         top = {
             "models": arguments.get("absolute_path_models"),
             "training_folder": run.folders.training,
@@ -371,16 +371,14 @@ class Settings:
                 if name == "trigger_word" or (parameter.kind is parameter.KEYWORD_ONLY and name not in _NOT_SAID)
             },
         }
-        weights = arguments.get("models_for_training")
+        tables = {"weights": "models_for_training", "dataset_limits": "dataset_limits"}
         told: Values = {
             "": {name: value for name, value in top.items() if value is not None},
-            "weights": weights if isinstance(weights, dict) else {},
+            **{table: found for table, name in tables.items() if isinstance(found := arguments.get(name), dict)},
             "dataset_options": run.dataset_options or {},
             "launch_options": run.launch_options or {},
             "options": run.options or {},
         }
-        for table, name, value in _in_commands(run.commands):
-            told[table].setdefault(name, value)
         if isinstance(arguments.get("dataset_toml_content"), str):
             told["dataset"] = {"content": arguments["dataset_toml_content"]}
         self.take(told)
@@ -493,22 +491,3 @@ def _expected_instead(table: str, name: str, known: Iterable[tuple[str, str]]) -
     if near:
         return f"expected {near[0]!r}, perhaps"
     return f"there is no such setting; the tables are {', '.join(f'[{other}]' for other in tables)}"
-
-
-# Of the training's command: where the names of the weights are.
-_WEIGHTS = {"--dit": "DiT", "--vae": "ae", "--text_encoder": "text_encoder", "--base_weights": "base_weights"}
-
-
-def _in_commands(commands: Mapping[str, tuple[str, ...]]) -> Iterator[tuple[str, str, str]]:
-    """What a record does not say by itself: the models' folder and names, and the clone."""
-    words = commands.get("train", ())
-    files = {_WEIGHTS[word]: Path(words[at + 1]) for at, word in enumerate(words[:-1]) if word in _WEIGHTS}
-    script = next((word for word in words if word.endswith("zimage_train_network.py")), None)
-    if script is not None:
-        yield "", "musubi_tuner", str(Path(script).parent)
-    if "DiT" in files:
-        folder = files["DiT"].parent
-        yield "", "models", str(folder)
-        for name, file in files.items():
-            # One elsewhere keeps its whole path.
-            yield "weights", name, str(file.relative_to(folder) if file.is_relative_to(folder) else file)
