@@ -235,18 +235,28 @@ def _lines() -> Callable[[Any], None]:
     from musubitraining import run_events as events
     from musubitraining.report import wording
 
-    last = -_BETWEEN_LINES
+    said_at = -_BETWEEN_LINES
+    # By step, what has not been said yet: of many at once only the last counts.
+    unsaid: dict[str, events.Progress] = {}
 
     def show(event: events.Event) -> None:
-        nonlocal last
+        nonlocal said_at
         if isinstance(event, events.Progress):
+            unsaid[event.step] = event
             now = event.seconds or 0.0
-            if 0 <= now - last < _BETWEEN_LINES and event.done != event.total:
+            if 0 <= now - said_at < _BETWEEN_LINES:
                 return
-            last = now
+            said_at = now
+        for step in list(unsaid):
+            if isinstance(event, events.Done | events.Failed) or getattr(event, "step", None) == step:
+                say(unsaid.pop(step))
+        if not isinstance(event, events.Progress):
+            say(event)
+
+    def say(event: events.Event) -> None:
         said = words(event)
         if said is not None:
-            print(f"{'' if event.at is None else f'{event.at:%H:%M:%S} '}{said}", flush=True)
+            print(f"{'' if event.at is None else f'{event.at.astimezone():%H:%M:%S} '}{said}", flush=True)
 
     def words(event: events.Event) -> str | None:
         match event:
@@ -262,7 +272,7 @@ def _lines() -> Callable[[Any], None]:
                 told = [f"{event.done:,}" + (f"/{event.total:,}" if event.total else "")]
                 if event.average_loss is not None:
                     told.append(f"loss {wording.loss(event.average_loss)}")
-                if event.seconds_left is not None:
+                if event.seconds_left is not None and event.done != event.total:
                     told.append(f"{wording.duration(event.seconds_left)} left")
                 return f"[{event.step}] {', '.join(told)}"
             case events.CheckpointSaved():
