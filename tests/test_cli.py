@@ -32,9 +32,8 @@ from musubitraining import (
     dataset_toml,
     run_events,
 )
-from musubitraining.cli import settings
+from musubitraining.cli import failure, settings
 from musubitraining.cli.arguments import parse
-from musubitraining.cli.failure import without_secrets
 from test_gpu import STAND_IN, build, real_nvml
 
 RECORDED = Path(__file__).parent / "recorded"
@@ -572,7 +571,7 @@ def test_urls_lose_their_secrets_and_nothing_else() -> None:
         ("what? a#b user@host", "what? a#b user@host"),
         ("https://host/a@b.zip", "https://host/a@b.zip"),
     ):
-        assert without_secrets(text) == expected
+        assert failure.without_secrets(text) == expected
 
 
 # ---- plan -------------------------------------------------------------------------------------------------------
@@ -692,6 +691,19 @@ def test_demo(tmp_path: Path) -> None:
     assert said["training_folder"] == str(tmp_path / "demo/training")
     assert Path(said["model"]).stat().st_size > 0
     assert "[train] starting" in done.err
+
+
+def test_what_the_demo_lacks_is_named() -> None:
+    # Without the environment's packages.
+    package = str(Path(failure.__file__).parents[2])
+    call = [sys.executable, "-S", "-m", "musubitraining", "demo"]
+    done = subprocess.run(
+        call, env={**os.environ, "PYTHONPATH": package}, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 3
+    (line,) = done.stderr.splitlines()
+    assert "numpy, PIL" in line
+    assert "pip install 'TechTrash_MusubiTraining[demo]'" in line
 
 
 # ---- watch ------------------------------------------------------------------------------------------------------

@@ -55,7 +55,8 @@ def exit_code(error: BaseException, step: str | None) -> int:
     if step is not None or isinstance(error, subprocess.CalledProcessError):
         return FAILED_STEP
     paths = FileNotFoundError | NotADirectoryError | IsADirectoryError | PermissionError
-    if isinstance(error, ValueError | TypeError | RuntimeError | zipfile.BadZipFile | DownloadError | paths):
+    given = ValueError | TypeError | RuntimeError | ImportError | zipfile.BadZipFile | DownloadError
+    if isinstance(error, paths | given):
         return BAD_INPUT
     return OTHER
 
