@@ -382,6 +382,16 @@ def test_a_run_is_repeated_from_its_record(workspace: Workspace) -> None:
     assert (workspace.training / "dataset.toml").read_text() == workspace.toml
 
 
+def test_a_run_is_repeated_in_another_folder(workspace: Workspace) -> None:
+    record = recorded(workspace, models_for_training={})
+    elsewhere = workspace.root / "elsewhere"
+    cli("train", "--from", record, "--training-folder", "elsewhere", of=workspace, cwd=workspace.root).ok()
+    toml = (elsewhere / "dataset.toml").read_text()
+    assert toml == workspace.toml.replace(str(workspace.training), str(elsewhere))
+    assert list((elsewhere / "images").glob("*.jpg"))
+    assert not workspace.images.exists()
+
+
 def test_the_limits_of_a_record_hold(workspace: Workspace) -> None:
     done = cli(
         "train", "--from", recorded(workspace, dataset_limits={"entries": 1}, models_for_training={}), of=workspace

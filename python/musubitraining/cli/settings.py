@@ -291,6 +291,8 @@ class Settings:
     def __init__(self) -> None:
         """Begin with nothing."""
         self.values: Values = {}
+        # The training folder that a record's dataset configuration names.
+        self._content_is_of: str | None = None
 
     def take(self, values: Mapping[str, Mapping[str, Any]]) -> None:
         """Take further values in.
@@ -381,6 +383,7 @@ class Settings:
         }
         if isinstance(arguments.get("dataset_toml_content"), str):
             told["dataset"] = {"content": arguments["dataset_toml_content"]}
+            self._content_is_of = run.folders.training
         self.take(told)
 
     def need(self, *names: str) -> None:
@@ -451,6 +454,10 @@ class Settings:
                 raise UsageError(f"--dataset-toml {path} cannot be read: {error}") from None
         if "content" in told:
             content: str = told["content"]
+            for name in ("images", "cache") if self._content_is_of else ():
+                # A run that is repeated in another folder has its photos there.
+                now = os.path.join(os.path.abspath(self.values[""]["training_folder"]), name)
+                content = content.replace(f'"{os.path.join(self._content_is_of or "", name)}"', f'"{now}"')
             return content
         return _checked(lambda: dataset_toml(self.values[""]["training_folder"], **told))
 
