@@ -204,10 +204,10 @@ class _FoldedLog(logging.Handler):
         lines = escape("\n".join(self.lines))
         # The document is another one with each update: what was opened stays open.
         self._drawn.draw(
-            f'<details id="{self._mark}" ontoggle="window[this.id] = this.open">'
+            f'<details id="{self._mark}" ontoggle="window[`${{this.id}}-is-open`] = this.open">'
             f"<summary>the last lines of the log{where}</summary>"
             f'<pre style="margin:0;white-space:pre-wrap;overflow-wrap:anywhere;font-size:85%">{lines}</pre></details>'
-            f'<script>document.getElementById("{self._mark}").open = !!window["{self._mark}"]</script>'
+            f'<script>document.getElementById("{self._mark}").open = window["{self._mark}-is-open"] || false</script>'
         )
 
     def close(self) -> None:
