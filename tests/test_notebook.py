@@ -60,7 +60,7 @@ def test_bars_and_log_of_a_cell(running: Kernel) -> None:
     # The first cell that draws: there are no ipywidgets.
     cell = running.run("sys.modules['ipywidgets'] = None; _ = replay(); logger.info('behind')")
     bars, fold = cell.html()
-    assert plain(bars).startswith("done 100%|█")
+    assert plain(bars).startswith("done           100%|█")
     assert plain(bars).endswith("| 00:08, step 5 of 5, loss 0.769")
     # The last twenty lines; `Done` is the end, and has none.
     assert fold.count("line ") == 20
@@ -131,7 +131,7 @@ def test_a_log_that_cannot_be_written_ends_no_run(running: Kernel) -> None:
     cell = running.run("_ = replay()")
     assert cell.error() is None
     bars, fold = cell.html()
-    assert plain(bars).startswith("done 100%")
+    assert plain(bars).startswith("done           100%")
     assert "all of them" not in fold
     (running.folder / "training/run.log").rmdir()
 
@@ -154,7 +154,7 @@ def test_a_run_is_watched(running: Kernel) -> None:
     shutil.copy(RECORDED, watched)
     cell = running.run("import musubitraining; musubitraining.watch('watched')")
     # Bars, the fold, and the run as a card.
-    assert plain(cell.html()[0]).startswith("done 100%")
+    assert plain(cell.html()[0]).startswith("done           100%")
     assert "zwxcat" in cell.html()[-1]
 
 
@@ -200,7 +200,7 @@ def test_the_example_runs(tmp_path: Path) -> None:
     assert {name: cell.error() for name, cell in cells.items() if cell.error()} == {}
     assert "checks" in plain(cells["plan"].html()[0])
     assert cells["train"].text("stderr") == ""
-    assert any("20/20" in plain(html) or "done 100%" in plain(html) for html in cells["train"].html()) or (
+    assert any("20/20" in plain(html) or "done           100%" in plain(html) for html in cells["train"].html()) or (
         "application/vnd.jupyter.widget-view+json" in cells["train"].kinds()
     )
     assert "zwxcat" in cells["run"].html()[0]

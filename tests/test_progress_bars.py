@@ -139,6 +139,42 @@ def test_the_log_is_as_before_however_the_bars_end(tmp_path: Path, end: str) -> 
     run_in_terminal(code, tmp_path)
 
 
+def test_what_comes_behind_the_end_begins_no_bars(tmp_path: Path) -> None:
+    code = """
+    bars = replay()
+    bars(events.Warned(message="late"))
+    bars.show()
+    assert handler.stream is stream
+    """
+    assert run_in_terminal(code, tmp_path).shown()[-1].startswith("done           100%")
+
+
+def test_events_that_come_late(tmp_path: Path) -> None:
+    code = """
+    bars = progress_bars.of(None)
+    bars(events.Started(seconds=0.0))
+    started = time.time()
+    while time.time() < started + 0.05:
+        pass
+    bars(events.Done(seconds=0.0))
+    logger.info("behind")
+    """
+    bar, behind = run_in_terminal(code, tmp_path).shown()
+    assert BAR.fullmatch(bar)
+    assert behind == "behind"
+
+
+def test_a_run_without_all_of_its_steps_is_done_all_the_same(tmp_path: Path) -> None:
+    code = """
+    bars = progress_bars.of(None)
+    for event in (events.Started(), events.StepStarted(step="train"), events.StepFinished(step="train"), events.Done()):
+        bars(event)
+    """
+    (bar,) = run_in_terminal(code, tmp_path).shown()
+    assert (match := BAR.fullmatch(bar))
+    assert match["percent"] == "100"
+
+
 def test_bars_that_cannot_be_drawn_end_no_run(tmp_path: Path) -> None:
     code = """
     class Closed:
@@ -171,7 +207,7 @@ def test_other_bars_of_the_host_stay_above(tmp_path: Path) -> None:
     # The first line of each run comes before there is any bar but the host's.
     lines = [line for line in shown if line.startswith("line ")]
     assert lines == [f"line {number}" for number in range(1, EVENTS)] * 2
-    assert sum(line.startswith("done 100%") for line in shown) == 2
+    assert sum(line.startswith("done           100%") for line in shown) == 2
     assert shown[-1].startswith("all: 100%")
 
 
@@ -192,7 +228,7 @@ def test_a_plain_log_stays_plain() -> None:
 
 
 def test_bars_where_they_are_asked_for() -> None:
-    assert "done 100%" in run_in_pipe("replay(progress=True)").stderr
+    assert "done           100%" in run_in_pipe("replay(progress=True)").stderr
 
 
 @pytest.mark.parametrize(("progress", "said"), [("None", 0), ("True", 1)])
@@ -288,9 +324,10 @@ def test_a_run_of_another_process_is_watched_to_its_end(tmp_path: Path, other_ru
         watcher.read_until(shows("60/100"))
         other_run.happens(events.Warned(message="[train] something looks wrong"), events.Done())
         screen = watcher.finish()
-    *_, warning, bar, said = screen.shown()
+    warning, bar, said = screen.shown()
     assert warning == "[train] something looks wrong"
     assert bar.startswith("done ")
+    assert bar.endswith("loss 0.500")
     assert said == "done 2 True True"
 
 

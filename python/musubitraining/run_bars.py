@@ -26,7 +26,7 @@ MOST = 0.02
 class Bars:
     """The bars of a run: called with each of its events, they show how far it is.
 
-    They are there from the first event to the last, or to `close`. What goes wrong with them never ends a run.
+    They are there from `Started` to `Done` or `Failed`, or to `close`. What goes wrong with them never ends a run.
     """
 
     def __init__(self, screen: Terminal | Notebook) -> None:
@@ -35,6 +35,12 @@ class Bars:
         self._run: Bar | None = None
         self._train: Bar | None = None
         self._is_broken = False
+        # How much of each step is done; those that have ended; what is said behind the bar; how the run has ended.
+        self._under_way: dict[str, float] = {}
+        self._finished: list[str] = []
+        self._said: dict[str, str] = {}
+        self._outcome = self._loss = ""
+        self._expected: list[str] = []
         # Seconds that it took to draw; when that began.
         self._spent = self._opened = 0.0
 
@@ -80,12 +86,14 @@ class Bars:
         self._screen.write(line)
 
     def _take(self, event: events.Event) -> None:
-        run = self._run
-        if run is None or isinstance(event, events.Started):
-            run = self._begin(event)
+        run = self._begin(event) if isinstance(event, events.Started) else self._run
+        if run is None:
+            # Before the first event, or behind the last one.
+            return
         if event.seconds is not None:
-            # By the run's own clock: whoever watches it may have come later.
-            run.start_t = time.time() - event.seconds
+            # By the run's own clock: whoever watches it may have come later. A bar that was last drawn before its start
+            # would end without a line feed.
+            run.start_t = run.last_print_t = time.time() - event.seconds
         match event:
             case events.StepStarted():
                 self._under_way[event.step] = 0.0
@@ -102,24 +110,23 @@ class Bars:
             case events.Failed():
                 self._outcome = f"{event.outcome} in {event.step}" if event.step else event.outcome
         done = sum(map(_share, self._finished)) + sum(_share(step) * part for step, part in self._under_way.items())
-        run.n = min(done, run.total)
+        run.n = run.total if isinstance(event, events.Done) else min(done, run.total)
         # Between two steps the name of the one that has ended stays.
         run.set_description_str(self._outcome or ", ".join(self._under_way) or run.desc, refresh=False)
+        if self._outcome:
+            # The bar of the training goes.
+            self._said = {"loss": self._loss} if self._loss else {}
         run.set_postfix_str(", ".join([self._number(), *self._said.values()]), refresh=False)
         if self._outcome:
             self.close()
         elif not isinstance(event, events.Progress) or self._spent <= MOST * (time.monotonic() - self._opened):
             self.show()
 
-    def _begin(self, event: events.Event) -> Bar:
+    def _begin(self, started: events.Started) -> Bar:
         self.close()
-        # How much of each step is done; those that have ended; what is said behind the bar; how the run has ended.
-        self._under_way: dict[str, float] = {}
-        self._finished: list[str] = []
-        self._said: dict[str, str] = {}
-        self._outcome = ""
+        self._under_way, self._finished, self._said = {}, [], {}
+        self._outcome = self._loss = ""
         self._spent, self._opened = 0.0, time.monotonic()
-        started = event if isinstance(event, events.Started) else events.Started()
         left_out = [] if started.arguments.get("use_pre_cache", True) else ["precache:latents", "precache:text_encoder"]
         left_out += [] if started.arguments.get("convert_for_comfyui", True) else ["convert:comfyui"]
         self._expected = [step for step in SHARES if step not in left_out]
@@ -128,7 +135,7 @@ class Bars:
         self._run = self._screen.bar(
             desc="starting",
             total=sum(map(_share, self._expected)),
-            bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}{postfix}",
+            bar_format="{desc:14} {percentage:3.0f}%|{bar}| {elapsed}{postfix}",
         )
         self._train = self._screen.bar(
             total=fields.count(started.arguments.get("max_train_steps")),
@@ -148,8 +155,8 @@ class Bars:
         train.n = event.done
         said = []
         if event.average_loss is not None:
-            self._said["loss"] = f"loss {wording.loss(event.average_loss)}"
-            said.append(self._said["loss"])
+            self._loss = f"loss {wording.loss(event.average_loss)}"
+            said.append(self._loss)
         if event.rate:
             said.append(wording.rate(1 / event.rate))
         if event.seconds_left is not None:
