@@ -118,7 +118,8 @@ def follow(folder: Path) -> Iterator[events.Event | None]:
         folder: the training folder.
 
     Yields:
-        Event | None: each event as it comes; None after those that were there at first, and at each silence.
+        Event | None: each event as it comes; None where there are no more for now: after those that were there at
+            first, at each silence, at the end.
 
     Raises:
         FileNotFoundError: the folder has no events.
@@ -141,6 +142,7 @@ def follow(folder: Path) -> Iterator[events.Event | None]:
             taken += 1
             yield event
             if isinstance(event, events.Done | events.Failed):
+                yield None
                 return
         yield None
         before, file = file, _inode(path)

@@ -189,31 +189,33 @@ def _watch(arguments: argparse.Namespace) -> int:
     bars = None if arguments.json else progress_bars.of(arguments.progress)
     show = bars or (_event_printer() if arguments.json else _lines())
     last_step = None
+    code: int | None = None
     try:
         if not (folder / run_events.FILE).exists():
             print(f"{PROGRAM}: waiting for a run in {folder}", file=sys.stderr)
         while not (folder / run_events.FILE).exists():
             time.sleep(_BETWEEN_LOOKS)
         for event in progress_bars.follow(folder):
-            if event is None:
-                if bars is not None:
-                    bars.show()
-                continue
-            show(event)
+            if event is not None:
+                show(event)
+            elif bars is not None:
+                bars.show()
             if isinstance(event, run_events.StepStarted):
                 last_step = event.step
-            if isinstance(event, run_events.Done):
-                return failure.DONE
-            if isinstance(event, run_events.Failed):
-                return _code_of(event, last_step)
+            elif isinstance(event, run_events.Done):
+                code = failure.DONE
+            elif isinstance(event, run_events.Failed):
+                code = _code_of(event, last_step)
     except KeyboardInterrupt:
         print(f"{PROGRAM}: no longer watching, the run is left alone", file=sys.stderr)
         return failure.CANCELLED
     finally:
         if bars is not None:
             bars.close()
-    print(f"{PROGRAM}: watch: the run was killed: nothing comes, and nobody has its folder", file=sys.stderr)
-    return failure.OTHER
+    if code is None:
+        print(f"{PROGRAM}: watch: the run was killed: nothing comes, and nobody has its folder", file=sys.stderr)
+        return failure.OTHER
+    return code
 
 
 def _code_of(event: Any, last_step: str | None) -> int:
