@@ -119,6 +119,7 @@ def test_bars_are_no_wider_than_the_terminal(tmp_path: Path, columns: int) -> No
 def test_the_log_is_as_before_after_an_error(tmp_path: Path) -> None:
     code = """
     bars = replay(until=lambda event: isinstance(event, events.Progress) and event.done == 100)
+    bars(events.StepFinished(step="train", exit_code=1))
     bars(events.Failed(outcome="failed", type="CalledProcessError", step="train"))
     assert handler.stream is stream
     """
@@ -137,6 +138,22 @@ def test_the_log_is_as_before_however_the_bars_end(tmp_path: Path, end: str) -> 
     assert handler.stream is stream
     """
     run_in_terminal(code, tmp_path)
+
+
+def test_ctrl_c_while_bars_are_drawn(tmp_path: Path) -> None:
+    code = """
+    bars = replay(until=lambda event: isinstance(event, events.Progress))
+    class Interrupted(float):
+        def __truediv__(self, other): raise KeyboardInterrupt
+    try:
+        bars(events.Progress(step="train", done=Interrupted(5), total=200))
+    except KeyboardInterrupt:
+        assert handler.stream is stream
+        logger.info("behind")
+    """
+    *_, bar, behind = run_in_terminal(code, tmp_path).shown()
+    assert BAR.fullmatch(bar)
+    assert behind == "behind"
 
 
 def test_what_comes_behind_the_end_begins_no_bars(tmp_path: Path) -> None:

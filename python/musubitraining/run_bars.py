@@ -35,9 +35,9 @@ class Bars:
         self._run: Bar | None = None
         self._train: Bar | None = None
         self._is_broken = False
-        # How much of each step is done; those that have ended; what is said behind the bar; how the run has ended.
-        self._under_way: dict[str, float] = {}
-        self._finished: list[str] = []
+        # How far each step has told to be; those that have ended; what is said behind the bar; how the run has ended.
+        self._parts: dict[str, float] = {}
+        self._finished: set[str] = set()
         self._said: dict[str, str] = {}
         self._outcome = self._loss = ""
         self._expected: list[str] = []
@@ -55,6 +55,10 @@ class Bars:
             with contextlib.suppress(Exception):
                 self.close()
             logger.warning("[progress] the progress bars have ended: %s: %s", type(error).__name__, error)
+        except BaseException:
+            # Ctrl-C, say: no other event will come.
+            self.close()
+            raise
 
     def close(self) -> None:
         """Leave the bar of the run as it is, and the log as it was before; once more does nothing."""
@@ -96,11 +100,12 @@ class Bars:
             run.start_t = run.last_print_t = time.time() - event.seconds
         match event:
             case events.StepStarted():
-                self._under_way[event.step] = 0.0
+                self._parts[event.step] = 0.0
             case events.Progress():
                 self._advance(event)
             case events.StepFinished():
-                self._finish(event)
+                self._finished.add(event.step)
+                self._said.pop("retry", None)
             case events.GpuRead():
                 self._said["gpu"] = _gpu(event)
             case events.Retried():
@@ -109,10 +114,13 @@ class Bars:
                 self._outcome = "done"
             case events.Failed():
                 self._outcome = f"{event.outcome} in {event.step}" if event.step else event.outcome
-        done = sum(map(_share, self._finished)) + sum(_share(step) * part for step, part in self._under_way.items())
+                # It has ended, and not been done.
+                self._finished.discard(event.step or "")
+        under_way = [step for step in self._parts if step not in self._finished]
+        done = sum(_share(step) * (1 if step in self._finished else part) for step, part in self._parts.items())
         run.n = run.total if isinstance(event, events.Done) else min(done, run.total)
         # Between two steps the name of the one that has ended stays.
-        run.set_description_str(self._outcome or ", ".join(self._under_way) or run.desc, refresh=False)
+        run.set_description_str(self._outcome or ", ".join(under_way) or run.desc, refresh=False)
         if self._outcome:
             # The bar of the training goes.
             self._said = {"loss": self._loss} if self._loss else {}
@@ -124,7 +132,7 @@ class Bars:
 
     def _begin(self, started: events.Started) -> Bar:
         self.close()
-        self._under_way, self._finished, self._said = {}, [], {}
+        self._parts, self._finished, self._said = {}, set(), {}
         self._outcome = self._loss = ""
         self._spent, self._opened = 0.0, time.monotonic()
         left_out = [] if started.arguments.get("use_pre_cache", True) else ["precache:latents", "precache:text_encoder"]
@@ -146,7 +154,7 @@ class Bars:
 
     def _advance(self, event: events.Progress) -> None:
         if event.total:
-            self._under_way[event.step] = min(1.0, event.done / event.total)
+            self._parts[event.step] = min(1.0, event.done / event.total)
         train = self._train
         if event.step != "train" or train is None:
             return
@@ -163,14 +171,9 @@ class Bars:
             said.append(f"{wording.clock(event.seconds_left)} left")
         train.set_postfix_str(", ".join(said), refresh=False)
 
-    def _finish(self, event: events.StepFinished) -> None:
-        self._under_way.pop(event.step, None)
-        self._finished.append(event.step)
-        self._said.pop("retry", None)
-
     def _number(self) -> str:
         """Which of the steps this is."""
-        number = len(self._finished) + len(self._under_way)
+        number = len(self._parts)
         return f"step {number} of {max(number, len(self._expected))}"
 
 
