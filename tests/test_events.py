@@ -10,6 +10,7 @@ import os
 import pickle
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -201,7 +202,7 @@ int nvmlDeviceGetUtilizationRates(void *device, utilization_t *rates) {
     place: Workspace = bench.workspace()
     place.env |= {"LD_LIBRARY_PATH": str(tmp_path), "NVML_LOG": str(tmp_path / "log"), "NVML_NAME": "NVIDIA H200"}
     (tmp_path / "log").touch()
-    place.run(OURS, lambda_train).ok()
+    place.run(OURS, train_plainly).ok()
     found = written(place)
     first = found[0]
     assert isinstance(first, events.Started)
@@ -213,7 +214,21 @@ int nvmlDeviceGetUtilizationRates(void *device, utilization_t *rates) {
     assert TrainingRun.load(place.training).gpu[0].used_bytes == 3 << 30
 
 
-def lambda_train(work: Work) -> Any:
+@pytest.mark.skipif(sys.platform != "linux", reason="NVML and LD_LIBRARY_PATH are Linux's")
+def test_a_driver_that_never_answers_does_not_hold_up_a_run(tmp_path: Path, bench: Any) -> None:
+    build(STAND_IN, tmp_path)
+    place: Workspace = bench.workspace()
+    place.env |= {"LD_LIBRARY_PATH": str(tmp_path), "NVML_AWAITS": str(tmp_path / "never"), "NVML_NAME": "NVIDIA H200"}
+    # Which asks the driver for itself.
+    place.run(OURS, train_without_caching).ok()
+    assert "driver" not in written(place)[0].versions  # type: ignore[attr-defined]
+
+
+def train_without_caching(work: Work) -> Any:
+    return work.train(use_pre_cache=False)
+
+
+def train_plainly(work: Work) -> Any:
     return work.train()
 
 
@@ -679,7 +694,7 @@ def test_the_two_caching_steps_at_once_are_both_told_as_they_go(bench: Any) -> N
     for name in ("ae.safetensors", "qwen_3_4b.safetensors"):
         weights(place.models / name)
     each_waits_for_the_other(place)
-    place.run(OURS, lambda_train).ok()
+    place.run(OURS, train_plainly).ok()
     told = [
         (type(event).__name__, event.step)
         for event in written(place)
@@ -706,3 +721,28 @@ def test_every_line_is_json_of_a_kind_that_is_known(workspace: Workspace) -> Non
         event = events.parse(line)
         assert event is not None
         assert events.parse(events.line(event)) == event or "nan" in repr(event)
+
+
+def test_a_run_of_the_demonstration_leaves_its_record(tmp_path: Path) -> None:
+    pytest.importorskip("numpy")
+    pytest.importorskip("PIL")
+    command = [sys.executable, "-m", "musubitraining.demo", "--folder", str(tmp_path), "--steps", "12"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    run = TrainingRun.load(tmp_path / "training")
+    assert run == TrainingRun.attach(tmp_path / "training")
+    assert run.outcome == "done"
+    assert [point.step for point in run.loss] == list(range(1, 13))
+    assert [step.step for step in run.steps] == [
+        "dataset",
+        "precache:latents",
+        "precache:text_encoder",
+        "train",
+        "convert:comfyui",
+    ]
+    assert {photo.caption for photo in run.photos} == {"zwxcat"}
+    assert len(run.photos) == 6
+    for output in run.outputs:
+        assert output.sha256 == hashlib.sha256(Path(output.path).read_bytes()).hexdigest()
+    caching = [event for event in run.events() if isinstance(event, events.Progress) and event.step != "train"]
+    assert {(event.step, event.done) for event in caching} >= {("precache:latents", 6), ("precache:text_encoder", 6)}

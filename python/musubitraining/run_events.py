@@ -4,7 +4,8 @@ A line is a JSON object: `event` names the kind, the other members are the field
 reader does not know are to be passed over; none of those below will change its meaning or its unit.
 
 The step of a run (`step`, a name) is "dataset", "precache:latents", "precache:text_encoder", "train" or
-"convert:comfyui", as in the log.
+"convert:comfyui", as in the log; "precache" where a subclass does both caching steps; or what a subclass calls a
+command of its own.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Started(Event):
     Attributes:
         version: of this format, 1.
         versions: of what takes part, as in `run.json`.
-        arguments: what `train` was given, as in `run.json`.
+        arguments: what `train` was given, as in `run.json`; with the trainer's models, their folder and the clone.
         options: the training options by name, None without any.
         launch_options: the launch options by name, None without any.
         dataset_options: the dataset options by name, None without any.
@@ -97,11 +98,12 @@ class Progress(Event):
 
     Attributes:
         step: its name.
-        done: how much of `total` is done: training steps of "train", photos of the caching steps.
+        done: how much of `total` is done: training steps of "train", photos of the caching steps, which count batches,
+            each as a full one.
         total: of how much, None where that is not known.
         average_loss: the mean of the last epoch's worth of training steps; null in JSON where it is no number, and
             absent before there is one.
-        rate: of `done`, per second.
+        rate: of `done`, per second; the mean since the first training step, without it.
         seconds_left: until the step is done.
     """
 

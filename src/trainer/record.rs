@@ -12,14 +12,14 @@ use std::time::{Duration, Instant};
 
 use pyo3::exceptions::{PyException, PyKeyboardInterrupt};
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple};
+use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyList, PyTuple};
 use ring::digest::{Context, SHA256};
 use serde_json::{Map, Value, json};
 
 use super::log::Log;
 use super::options::{self, Kind};
 use super::run::Run;
-use super::{absolute, arguments, clone_of, path_of, plan};
+use super::{absolute, arguments, clone_of, is_replaced, path_of, plan};
 use crate::dataset::{Layout, RedactedUrl};
 use crate::error::{Cancelled, Error};
 use crate::events::{Event, Recorder};
@@ -39,6 +39,11 @@ const WATCH_WAIT: Duration = Duration::from_secs(1);
 
 /// A name of less would be found everywhere.
 const SHORTEST_SECRET: usize = 6;
+
+/// Of the objects that may stand in for a `Models`, a `DatasetLimits` and a `DatasetOptions`.
+const MODELS: [&str; 4] = ["ae", "text_encoder", "DiT", "base_weights"];
+const LIMITS: [&str; 3] = ["zip_bytes", "extracted_bytes", "entries"];
+const DATASET_OPTIONS: [&str; 4] = ["captions", "default_caption", "image_extensions", "upright"];
 
 /// What is called with each event.
 #[derive(Default)]
@@ -542,9 +547,12 @@ fn started(
     for name in ["absolute_path_models", "absolute_path_musubi_tuner"] {
         given.insert(name.to_owned(), folder_shown(trainer, name));
     }
-    for name in ["models_for_training", "dataset_limits"] {
+    for (name, fields) in [
+        ("models_for_training", &MODELS[..]),
+        ("dataset_limits", &LIMITS[..]),
+    ] {
         if let Ok(found) = trainer.getattr(name) {
-            given.insert(name.to_owned(), plain(&found));
+            given.insert(name.to_owned(), of_fields(&found, fields));
         }
     }
     let mut members = Map::new();
@@ -559,10 +567,13 @@ fn started(
     set("arguments", Value::Object(given));
     for kind in Kind::ALL {
         if let Some(options) = options::of(trainer, kind)? {
-            set(kind.name(), plain(&options));
+            set(kind.name(), options_shown(&options));
         }
     }
-    set("learning_rate", json!(options::learning_rate(trainer)));
+    // Whoever trains in another way may have a rate of their own.
+    if !is_replaced(trainer, "_launch_training")? {
+        set("learning_rate", json!(options::learning_rate(trainer)));
+    }
     set(
         "folders",
         json!({
@@ -616,55 +627,69 @@ fn versions(trainer: &Bound<'_, PyAny>, watched: Option<&Watched>) -> Value {
     Value::Object(versions)
 }
 
-/// A value as JSON has it: paths and what JSON does not have as text, objects by their fields.
-fn plain(value: &Bound<'_, PyAny>) -> Value {
-    let read = || -> PyResult<Value> {
-        if value.is_none() {
-            return Ok(Value::Null);
-        }
-        if let Ok(value) = value.cast::<PyBool>() {
-            return Ok(json!(value.is_true()));
-        }
-        if let Ok(text) = value.cast::<PyString>() {
-            return Ok(json!(text.to_string_lossy()));
-        }
-        if value.is_instance_of::<PyInt>()
-            && let Ok(number) = value.extract::<i64>()
-        {
-            return Ok(json!(number));
-        }
-        if value.is_instance_of::<PyFloat>() {
-            return Ok(json!(value.extract::<f64>()?));
-        }
-        if let Ok(table) = value.cast::<PyDict>() {
-            let members = table
-                .iter()
-                .map(|(name, value)| Ok((name.str()?.to_string(), plain(&value))));
-            return Ok(Value::Object(members.collect::<PyResult<_>>()?));
-        }
-        if value.is_instance_of::<PyList>() || value.is_instance_of::<PyTuple>() {
-            let items = value.try_iter()?.map(|item| Ok(plain(&item?)));
-            return Ok(Value::Array(items.collect::<PyResult<_>>()?));
-        }
-        if let Ok(path) = value.extract::<OsString>() {
-            return Ok(json!(path.to_string_lossy()));
-        }
-        if let Ok(fields) = value.getattr("__dataclass_fields__") {
-            let members = fields.try_iter()?.map(|name| {
-                let name = name?.extract::<String>()?;
-                let field = plain(&value.getattr(name.as_str())?);
-                Ok((name, field))
-            });
-            return Ok(Value::Object(members.collect::<PyResult<_>>()?));
-        }
-        match value.getattr("__dict__") {
-            Ok(fields) if fields.is_instance_of::<PyDict>() && fields.is_truthy()? => {
-                Ok(plain(&fields))
-            }
-            _ => Ok(json!(value.str()?.to_string_lossy())),
-        }
+/// Options by their names. A subclass may keep something of its own in their place.
+fn options_shown(options: &Bound<'_, PyAny>) -> Value {
+    let names = || -> PyResult<Vec<String>> {
+        let fields = options.getattr("__dataclass_fields__")?;
+        fields.try_iter()?.map(|name| name?.extract()).collect()
     };
-    read().unwrap_or(Value::Null)
+    match names() {
+        Ok(names) => {
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            of_fields(options, &names)
+        }
+        Err(_) => of_fields(options, &DATASET_OPTIONS),
+    }
+}
+
+fn of_fields(object: &Bound<'_, PyAny>, names: &[&str]) -> Value {
+    let fields = names.iter().filter_map(|name| {
+        let value = object.getattr(*name).ok()?;
+        Some(((*name).to_owned(), plain(&value)))
+    });
+    Value::Object(fields.collect())
+}
+
+/// A value as JSON has it; what JSON does not have is text.
+fn plain(value: &Bound<'_, PyAny>) -> Value {
+    if value.is_none() {
+        return Value::Null;
+    }
+    if let Ok(value) = value.cast::<PyBool>() {
+        return json!(value.is_true());
+    }
+    if value.is_instance_of::<PyInt>()
+        && let Ok(number) = value.extract::<i64>()
+    {
+        return json!(number);
+    }
+    if value.is_instance_of::<PyFloat>()
+        && let Ok(number) = value.extract::<f64>()
+    {
+        return json!(number);
+    }
+    // Of options: words, numbers and paths.
+    if (value.is_instance_of::<PyList>() || value.is_instance_of::<PyTuple>())
+        && let Ok(items) = value.try_iter()
+    {
+        let word = |item: Bound<'_, PyAny>| {
+            if item.is_instance_of::<PyList>() || item.is_instance_of::<PyTuple>() {
+                return text(&item);
+            }
+            plain(&item)
+        };
+        return items.flatten().map(word).collect();
+    }
+    text(value)
+}
+
+fn text(value: &Bound<'_, PyAny>) -> Value {
+    if let Ok(path) = value.extract::<OsString>() {
+        return json!(path.to_string_lossy());
+    }
+    value
+        .str()
+        .map_or(Value::Null, |text| json!(text.to_string_lossy()))
 }
 
 /// Where the photos are: a URL without its secrets, a path from the root on.
