@@ -64,6 +64,7 @@ real: tools
 	$(REAL_VENV)/bin/python real/compare.py "$(MUSUBI_TUNER_DIR)" . target/real
 	PYTHONPATH=target/real/library-ours $(REAL_VENV)/bin/python real/options.py "$(MUSUBI_TUNER_DIR)" target/real
 	PYTHONPATH=target/real/library-ours $(REAL_VENV)/bin/python real/success.py "$(MUSUBI_TUNER_DIR)" target/real
+	PYTHONPATH=target/real/library-ours $(REAL_VENV)/bin/python real/seen.py "$(MUSUBI_TUNER_DIR)" target/real
 	PYTHONPATH=target/real/library-ours $(REAL_VENV)/bin/python real/convert.py "$(MUSUBI_TUNER_DIR)" target/real
 
 provoke:
