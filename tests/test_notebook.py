@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,8 +13,10 @@ import musubitraining
 import pytest
 from harness import chromium
 from harness.kernel import Kernel, kernel, plain
+from harness.tuner import wait_until
 from musubitraining import MusubiTraining, TrainingRun
 from musubitraining import run_events as events
+from test_progress_bars import OtherRun, at
 
 EXAMPLE = Path(__file__).parents[1] / "examples/quickstart.ipynb"
 RECORDED = Path(__file__).parent / "recorded/runs/demo/events.jsonl"
@@ -156,6 +159,41 @@ def test_a_run_is_watched(running: Kernel) -> None:
     # Bars, the fold, and the run as a card.
     assert plain(cell.html()[0]).startswith("done           100%")
     assert "zwxcat" in cell.html()[-1]
+
+
+# Tells outside that the first event is there.
+TELLS = """
+import musubitraining
+bars_of = progress_bars.of
+class Tells:
+    def __init__(self, bars): self.bars = bars
+    def __call__(self, event): self.bars(event); Path("seen").touch()
+    def __getattr__(self, name): return getattr(self.bars, name)
+progress_bars.of = lambda progress: Tells(bars_of(progress))
+"""
+
+
+def test_a_run_is_watched_again_after_a_restart_of_the_kernel(tmp_path: Path) -> None:
+    other = OtherRun(tmp_path)
+    other.happens(events.Started(version=1), events.StepStarted(step="train"), at(10))
+    watch = "musubitraining.watch('.')"
+    with kernel(tmp_path, {"PYTHONPATH": LIBRARY}) as running:
+        assert running.run(SETUP + TELLS).error() is None
+        watched = running.run_interrupted(f"print({watch}.outcome)", (tmp_path / "seen").exists)
+    # The interrupt has ended the watching, without an error, and not the run.
+    assert (watched.error(), watched.text("stdout")) == (None, "running\n")
+    other.happens(at(11))
+    with kernel(tmp_path, {"PYTHONPATH": LIBRARY}) as running:
+        assert running.run(SETUP + TELLS).error() is None
+        (tmp_path / "seen").unlink()
+        end = threading.Thread(
+            target=lambda: (wait_until((tmp_path / "seen").exists, 30), other.happens(events.Done()))
+        )
+        end.start()
+        watched = running.run(f"run = {watch}; print(run.outcome, len(run.loss))")
+        end.join()
+    assert (watched.error(), watched.text("stdout")) == (None, "done 2\n")
+    other.end()
 
 
 def processes_of(folder: Path) -> list[str]:

@@ -403,3 +403,57 @@ def test_a_folder_that_goes_away(tmp_path: Path, other_run: OtherRun) -> None:
         watcher.read_until(shows("10/100"))
         (tmp_path / "events.jsonl").unlink()
         assert watcher.finish().shown()[-1] == "running 1 True True"
+
+
+# ---- a real run, on the miniature tuner -----------------------------------------------------------------------------
+
+needs_events = pytest.mark.skipif(
+    not hasattr(musubitraining.MusubiTraining, "last_run"), reason="this build tells no events of a run"
+)
+
+TRAIN = """
+import sys
+from musubitraining import dataset_toml, demo
+trainer = demo.trainer("run")
+arguments = dataset_toml(trainer.absolute_path_training_folder, resolution=256), demo.PHOTOS, "zwxcat"
+try:
+    trainer.train(*arguments, max_train_steps=STEPS)
+except KeyboardInterrupt:
+    print("interrupted")
+root, = logging.getLogger().handlers
+print(root.stream is sys.stderr)
+"""
+
+
+@needs_events
+def test_a_real_run(tmp_path: Path) -> None:
+    with in_terminal(f"STEPS = 20\n{TRAIN}", tmp_path, columns=160) as program:
+        program.read_until(ends_with(BAR, re.compile(r"training steps +\d+%\|.*\| \d+/20, loss [\d.]+.*")))
+        *log, bar, restored = program.finish().shown()
+    assert (match := BAR.fullmatch(bar))
+    assert (match["name"], match["percent"]) == ("done", "100")
+    assert restored == "True"
+    assert sum("] steps: 100%" in line for line in log) >= 1
+    assert log[-1].startswith("[pipeline] done final_model=")
+
+
+@needs_events
+def test_a_real_run_is_interrupted(tmp_path: Path) -> None:
+    with in_terminal(f"STEPS = 100_000\n{TRAIN}", tmp_path, columns=160) as program:
+        program.read_until(shows("/100000, loss "))
+        program.press_ctrl_c()
+        *_, bar, interrupted, restored = program.finish().shown()
+    assert (match := BAR.fullmatch(bar))
+    assert match["name"] == "cancelled in train"
+    assert (interrupted, restored) == ("interrupted", "True")
+
+
+@needs_events
+def test_a_real_run_is_watched_from_another_process(tmp_path: Path) -> None:
+    with in_terminal(f"STEPS = 100_000\n{TRAIN}", tmp_path, columns=160) as program:
+        program.read_until(shows("/100000, loss "))
+        with watching(tmp_path / "run/training") as watcher:
+            watcher.read_until(shows("/100000, loss "))
+            program.press_ctrl_c()
+            assert watcher.finish().shown()[-1].startswith("cancelled ")
+        program.finish()
