@@ -53,15 +53,14 @@ EVENTS = sum(1 for _ in events.read(RECORDED))
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
     folder = tmp_path_factory.mktemp("notebook")
     with kernel(folder, {"PYTHONPATH": LIBRARY}) as running:
-        cell = running.run(SETUP)
+        cell = running.run(SETUP + "sys.modules['ipywidgets'] = None")
         assert cell.error() is None, cell.outputs
         yield running
 
 
 def test_bars_and_log_of_a_cell(running: Kernel) -> None:
     shutil.rmtree(running.folder / "training", ignore_errors=True)
-    # The first cell that draws: there are no ipywidgets.
-    cell = running.run("sys.modules['ipywidgets'] = None; _ = replay(); logger.info('behind')")
+    cell = running.run("_ = replay(); logger.info('behind')")
     bars, fold = cell.html()
     assert plain(bars).startswith("done           100%|█")
     assert plain(bars).endswith("| 00:08, step 5 of 5, loss 0.769")

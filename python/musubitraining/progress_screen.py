@@ -166,7 +166,7 @@ class _FoldedLog(logging.Handler):
         self._path = None if folder is None else folder / LOG_FILE
         self._file: TextIO | None = None
         # The training folder may not be there before the photos are.
-        self._waiting: list[str] = []
+        self._waiting: deque[str] = deque(maxlen=10_000)
         self._drawn = _Drawing()
         self._drawn_at = float("-inf")
         self._mark = f"musubitraining-{secrets.token_hex(4)}"
