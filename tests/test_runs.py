@@ -770,3 +770,17 @@ def test_what_the_kernel_kills_for_memory_is_named(workspace: Workspace) -> None
         trainer(workspace)._run_cmd("s", [sys.executable, "-c", code], cwd=workspace.root)
     assert caught.value.returncode == -9
     assert "memory" in caught.value.reason
+
+
+def test_ctrl_c_is_heard_wherever_it_comes(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two lines of a step the logger is asked what it is: there, too."""
+    workspace.tuner.does(TRAIN, ["say", "a line\n"], ["write"])
+    asked = logging.getLogRecordFactory
+
+    def interrupted() -> Any:
+        monkeypatch.setattr(logging, "getLogRecordFactory", asked)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(logging, "getLogRecordFactory", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(workspace)

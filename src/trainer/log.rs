@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use pyo3::call::PyCallArgs;
+use pyo3::exceptions::PyException;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
@@ -90,8 +91,12 @@ impl<'py> Log<'py> {
 impl<'py> Log<'py> {
     /// For lines of `step` that have come at once.
     pub fn of_lines(&self, step: &Bound<'py, PyAny>) -> PyResult<LinesLog<'_, 'py>> {
-        // What has no such functions is a stand-in for a logger.
-        let copier = if self.makes_plain_records().unwrap_or(false) {
+        let is_plain = match self.makes_plain_records() {
+            // What has no such functions is a stand-in for a logger. Ctrl-C is heard wherever it comes.
+            Err(error) if error.is_instance_of::<PyException>(step.py()) => false,
+            asked => asked?,
+        };
+        let copier = if is_plain {
             let filters = self.logger.getattr("filters")?.is_truthy()?;
             let has_to_ask = filters || self.logger.getattr("disabled")?.is_truthy()?;
             Some(Copier {
