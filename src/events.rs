@@ -35,6 +35,8 @@ pub enum Event<'a> {
     },
     StepFinished {
         step: &'a str,
+        /// Where its begin had none.
+        argv: &'a [String],
         duration: Duration,
         exit_code: Option<i32>,
         photos: &'a [Value],
@@ -178,11 +180,13 @@ impl Event<'_> {
             }
             Self::StepFinished {
                 step,
+                argv,
                 duration,
                 exit_code,
                 photos,
             } => {
                 line.member("step", step)
+                    .list("argv", argv)
                     .member("duration", seconds(duration))
                     .known("exit_code", exit_code)
                     .list("photos", photos);
@@ -321,6 +325,9 @@ struct OpenStep {
     began: Instant,
     /// Opened for a method that is not ours, and may run the step of this name in it.
     is_around: bool,
+    /// Of that step, where it is still to be told.
+    argv: Vec<String>,
+    is_argv_told: bool,
 }
 
 impl Recorder {
@@ -401,17 +408,19 @@ impl Recorder {
     fn open(&self, step: &str, argv: &[String], is_around: bool) {
         let mut book = lock_of(&self.book);
         book.last_step = Some(step.to_owned());
-        if book
-            .open
-            .iter()
-            .any(|open| open.is_around && open.name == step)
-        {
+        let around = |open: &&mut OpenStep| open.is_around && open.name == step;
+        if let Some(open) = book.open.iter_mut().find(around) {
+            if !open.is_argv_told {
+                argv.clone_into(&mut open.argv);
+            }
             return;
         }
         book.open.push(OpenStep {
             name: step.to_owned(),
             began: Instant::now(),
             is_around,
+            argv: Vec::new(),
+            is_argv_told: !argv.is_empty(),
         });
         self.take(&mut book, &Event::StepStarted { step, argv });
     }
@@ -429,6 +438,7 @@ impl Recorder {
             let open = book.open.remove(place);
             let event = Event::StepFinished {
                 step,
+                argv: &open.argv,
                 duration: duration.unwrap_or_else(|| open.began.elapsed()),
                 exit_code,
                 photos,
@@ -444,6 +454,7 @@ impl Recorder {
         for open in &open {
             let event = Event::StepFinished {
                 step: &open.name,
+                argv: &open.argv,
                 duration: open.began.elapsed(),
                 exit_code: None,
                 photos: &[],
@@ -701,7 +712,10 @@ mod tests {
         recorder.end_step("train", None, None, &[]);
         recorder.begin_step("precache:latents", &[]);
         assert_eq!(recorder.end_steps().as_deref(), Some("precache:latents"));
-        let names: Vec<String> = std::iter::from_fn(|| recorder.next_waiting())
+        let lines: Vec<String> = std::iter::from_fn(|| recorder.next_waiting()).collect();
+        assert!(lines[1].contains(r#""argv": ["a"]"#));
+        let names: Vec<String> = lines
+            .iter()
             .map(|line| line.split('"').nth(3).unwrap().to_owned())
             .collect();
         assert_eq!(

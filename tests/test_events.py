@@ -569,6 +569,9 @@ def test_an_override_that_calls_the_step_tells_it_once(workspace: Workspace) -> 
     assert [event.step for event in started] == [event.step for event in finished] == steps
     assert [event.exit_code for event in finished] == [None, 0, 0, 0, 0]
     assert of_kind(found, events.Progress)[-1].average_loss == 0.25
+    commands = TrainingRun.load(workspace.training).commands
+    assert commands["train"][1:3] == ("-m", "accelerate.commands.launch")
+    assert set(commands) == set(steps[1:])
 
 
 def test_a_step_alone_leaves_no_record(workspace: Workspace) -> None:

@@ -83,12 +83,14 @@ class StepFinished(Event):
         step: its name.
         duration: how long it took, in seconds.
         exit_code: of its command, negative for a signal; None where it has none.
+        argv: its command, where that was not known when it began: an override has run it.
         photos: after the step "dataset", as in `run.json`.
     """
 
     step: str = fields.needed(fields.text)
     duration: float | None = fields.one(fields.number)
     exit_code: int | None = fields.one(fields.integer)
+    argv: tuple[str, ...] = fields.many(fields.text)
     photos: tuple[dict[str, Any], ...] = fields.many(fields.mapping)
 
 

@@ -518,6 +518,8 @@ class RunSoFar:
 
     def _finish(self, event: events.StepFinished) -> None:
         self._photos = event.photos or self._photos
+        if event.argv:
+            self._commands[event.step] = event.argv
         for number, step in enumerate(self._steps):
             if step.step == event.step and step.seconds is None:
                 began = self._began[number]
