@@ -84,7 +84,7 @@ impl StepEvents {
         self.saved(say);
         for said in progress::read(line) {
             match said {
-                Said::Images(count) => self.images += count,
+                Said::Images(count) => self.images = self.images.saturating_add(count),
                 Said::Step {
                     step,
                     total,
@@ -156,7 +156,7 @@ impl StepEvents {
             return;
         };
         if batches < self.batches {
-            self.earlier_batches += self.batches;
+            self.earlier_batches = self.earlier_batches.saturating_add(self.batches);
         }
         self.batches = batches;
         let total = (self.images > 0).then_some(self.images);
