@@ -412,6 +412,7 @@ def test_options_are_in_the_record(workspace: Workspace) -> None:
     record = TrainingRun.load(workspace.training)
     assert record.options is not None
     assert (record.options["network_dim"], record.learning_rate) == (8, 1e-4)
+    assert TrainingOptions(**record.options) == of.options
     assert record.launch_options is None
 
 

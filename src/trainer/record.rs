@@ -630,8 +630,10 @@ fn versions(trainer: &Bound<'_, PyAny>, watched: Option<&Watched>) -> Value {
 /// Options by their names. A subclass may keep something of its own in their place.
 fn options_shown(options: &Bound<'_, PyAny>) -> Value {
     let names = || -> PyResult<Vec<String>> {
-        let fields = options.getattr("__dataclass_fields__")?;
-        fields.try_iter()?.map(|name| name?.extract()).collect()
+        let dataclasses = options.py().import("dataclasses")?;
+        let fields = dataclasses.call_method1("fields", (options,))?;
+        let name = |field: PyResult<Bound<'_, PyAny>>| field?.getattr("name")?.extract();
+        fields.try_iter()?.map(name).collect()
     };
     match names() {
         Ok(names) => {
