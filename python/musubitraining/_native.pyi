@@ -65,6 +65,16 @@ class _HasDatasetLimits(Protocol):
     @property
     def entries(self) -> int: ...
 
+class _HasDatasetOptions(Protocol):
+    @property
+    def captions(self) -> str: ...
+    @property
+    def default_caption(self) -> str | None: ...
+    @property
+    def image_extensions(self) -> str | Sequence[str]: ...
+    @property
+    def upright(self) -> bool: ...
+
 class DownloadError(OSError):
     """The zip of photos could not be had.
 
@@ -191,7 +201,7 @@ class MusubiTraining:
         *,
         options: TrainingOptions | None = None,
         launch_options: LaunchOptions | None = None,
-        dataset_options: Any = None,
+        dataset_options: _HasDatasetOptions | None = None,
     ) -> None: ...
     def _run_cmd(self, step: str, cmd: Sequence[_Path], *, cwd: _Path) -> None:
         """Run a command and log every line of its merged stdout and stderr, live.
@@ -323,7 +333,7 @@ class MusubiTraining:
         native_convert: bool = False,
         options: TrainingOptions | None = None,
         launch_options: LaunchOptions | None = None,
-        dataset_options: Any = None,
+        dataset_options: _HasDatasetOptions | None = None,
         on_event: Callable[[Event], object] | None = None,
         progress: bool | None = None,
     ) -> str:
@@ -402,7 +412,7 @@ class MusubiTraining:
         native_convert: bool = False,
         options: TrainingOptions | None = None,
         launch_options: LaunchOptions | None = None,
-        dataset_options: Any = None,
+        dataset_options: _HasDatasetOptions | None = None,
     ) -> Plan:
         """Say what a run with these arguments will meet, before it starts.
 
