@@ -148,11 +148,14 @@ def test_ctrl_c_while_bars_are_drawn(tmp_path: Path) -> None:
     try:
         bars(events.Progress(step="train", done=Interrupted(5), total=200))
     except KeyboardInterrupt:
+        # The run's last word comes yet.
+        bars(events.Failed(outcome="cancelled", step="train"))
         assert handler.stream is stream
         logger.info("behind")
     """
     *_, bar, behind = run_in_terminal(code, tmp_path).shown()
-    assert BAR.fullmatch(bar)
+    assert (match := BAR.fullmatch(bar))
+    assert match["name"] == "cancelled in train"
     assert behind == "behind"
 
 

@@ -55,10 +55,6 @@ class Bars:
             with contextlib.suppress(Exception):
                 self.close()
             logger.warning("[progress] the progress bars have ended: %s: %s", type(error).__name__, error)
-        except BaseException:
-            # Ctrl-C, say: no other event will come.
-            self.close()
-            raise
 
     def close(self) -> None:
         """Leave the bar of the run as it is, and the log as it was before; once more does nothing."""

@@ -207,10 +207,11 @@ impl Record {
             if let Some(bars) = listeners.0
                 && let Err(error) = bars.call1(py, (&event,))
             {
-                lock_of(&self.listeners).bars = None;
+                // Ctrl-C, say, which is not the bars': they are to show how the run has ended.
                 if !error.is_instance_of::<PyException>(py) {
                     return Err(error);
                 }
+                lock_of(&self.listeners).bars = None;
                 Log::recorded(py, self)?.warning((
                     "[pipeline] no progress bars from here on: %s",
                     error.value(py),
