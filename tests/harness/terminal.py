@@ -101,6 +101,10 @@ class Terminal:
 def terminal(command: list[str], env: dict[str, str], cwd: Path, columns: int = 100) -> Iterator[Terminal]:
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, columns, 0, 0))
+    # Its "^C" would come at any place.
+    modes = termios.tcgetattr(slave)
+    modes[3] &= ~termios.ECHO
+    termios.tcsetattr(slave, termios.TCSANOW, modes)
 
     def own_terminal() -> None:
         os.setsid()
