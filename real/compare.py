@@ -84,7 +84,7 @@ class Run:
     def files(self) -> set[str]:
         """The files of the run, but for our log of it, and our record of the photos."""
         paths = {path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if not path.is_dir()}
-        return paths - {"log.txt", "training/photos.json"}
+        return paths - {"log.txt", "training/photos.json", "training/events.jsonl", "training/run.json"}
 
     @property
     def base_weights(self) -> str:
