@@ -82,7 +82,7 @@ class Run:
 
     @property
     def files(self) -> set[str]:
-        """The files of the run, but for our log of it, and our record of the photos."""
+        """The files of the run, but for our log of it and our records."""
         paths = {path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if not path.is_dir()}
         return paths - {"log.txt", "training/photos.json", "training/events.jsonl", "training/run.json"}
 
