@@ -174,7 +174,7 @@ impl StepEvents {
         if let Some(bytes) = self.written(path) {
             say(&Event::Checkpoint {
                 path,
-                step: self.training_step,
+                step: step_in_name(path).or(self.training_step),
                 bytes,
             });
             self.saving = None;
@@ -255,6 +255,12 @@ fn images_in(folder: &Path) -> impl Iterator<Item = PathBuf> {
         let extension = path.extension().and_then(|extension| extension.to_str());
         extension.is_some_and(|extension| extension.eq_ignore_ascii_case("png"))
     })
+}
+
+/// Of `lora-step00000200.safetensors`; the bar, which is not redrawn at each step, may be behind it.
+fn step_in_name(path: &Path) -> Option<u64> {
+    let (_, step) = path.file_stem()?.to_str()?.rsplit_once("-step")?;
+    step.parse().ok()
 }
 
 #[cfg(test)]
@@ -362,7 +368,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a-step00000002.safetensors");
         let saving = format!("saving checkpoint: {}", path.display());
-        let bar = "steps:  50%|##| 2/4 [00:02<00:02, 1.00s/it]";
+        // As it was last drawn.
+        let bar = "steps:  25%|#| 1/4 [00:01<00:03, 1.00s/it]";
         let mut events = StepEvents::new("train", &[]);
         assert_eq!(told(&mut events, &[bar, &saving, "."]).len(), 1);
         fs::write(&path, "12345").unwrap();
