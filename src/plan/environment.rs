@@ -1,11 +1,22 @@
 //! Environment variables and files in the home folder that change what the scripts do.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::{Check, Environment, Question, Settings};
 
-/// All of them.
+/// These variables, as text.
+#[must_use]
+pub fn of(variables: impl IntoIterator<Item = (OsString, OsString)>) -> Environment {
+    let lossy = |text: OsString| text.to_string_lossy().into_owned();
+    variables
+        .into_iter()
+        .map(|(name, value)| (lossy(name), lossy(value)))
+        .collect()
+}
+
+/// All checks.
 #[must_use]
 pub fn check(environment: &Environment, settings: &Settings) -> Vec<Check> {
     vec![

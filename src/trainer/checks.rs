@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::env;
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use pyo3::prelude::*;
@@ -75,7 +74,8 @@ pub fn everything(slf: &Bound<'_, PyAny>, steps: &[Step]) -> PyResult<BTreeSet<S
                 }
                 warnings.extend(space(&output));
                 let settings = settings_of(slf)?;
-                let odd = plan::environment::check(&environment_of_host(), &settings);
+                let odd =
+                    plan::environment::check(&plan::environment::of(env::vars_os()), &settings);
                 let odd = odd.iter().filter(|check| check.verdict != Verdict::Ok);
                 warnings.extend(odd.map(Check::in_words));
             }
@@ -94,16 +94,9 @@ fn refuse(check: &Check) -> Result<(), Error> {
     }
 }
 
-fn environment_of_host() -> plan::Environment {
-    let lossy = |text: OsString| text.to_string_lossy().into_owned();
-    env::vars_os()
-        .map(|(name, value)| (lossy(name), lossy(value)))
-        .collect()
-}
-
 /// A tokenizer that the clone's sources ask for, that is not there, and that must not be fetched.
 fn tokenizer(slf: &Bound<'_, PyAny>, clone: &MusubiTuner) -> PyResult<()> {
-    let environment = environment_of_host();
+    let environment = plan::environment::of(env::vars_os());
     if is_replaced(slf, "_run_cmd")? || !plan::tokenizer::is_offline(&environment) {
         return Ok(());
     }

@@ -28,7 +28,7 @@ use crate::plan::memory::{Dit, Need, Room};
 use crate::plan::packages::Installed;
 use crate::plan::tokenizer::Found;
 use crate::plan::weights::WeightFile;
-use crate::plan::{self, Check, Environment, Question, Settings, Verdict};
+use crate::plan::{self, Check, Question, Settings, Verdict};
 use crate::process::{self, Command};
 use crate::task::{Cancel, within};
 use crate::tuner::{self, MusubiTuner, Script, Training, WeightFiles};
@@ -638,11 +638,7 @@ impl Asked {
 
     /// The checks, and whether the adapter will be renamed.
     fn check(&self, cancel: &Cancel) -> Result<(Vec<Check>, bool), Error> {
-        let environment: Environment = self
-            .environment
-            .iter()
-            .map(|(name, value)| (lossy(name), lossy(value)))
-            .collect();
+        let environment = plan::environment::of(self.environment.clone());
         let repository = self
             .clone
             .tokenizer_repository()
@@ -804,7 +800,7 @@ impl Asked {
         project: Option<&Project>,
         has_gpu: bool,
     ) -> Vec<Check> {
-        let python = lossy(&self.python);
+        let python = self.python.to_string_lossy();
         match installed {
             Ok(installed) => plan::packages::check(
                 installed,
@@ -941,8 +937,4 @@ fn ask_hub(address: &str, cancel: &Cancel) -> Result<Answer, Error> {
 
 fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> T {
     thread.join().unwrap_or_else(|panic| resume_unwind(panic))
-}
-
-fn lossy(text: &OsString) -> String {
-    text.to_string_lossy().into_owned()
 }
