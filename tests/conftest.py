@@ -56,6 +56,19 @@ def workspace(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -
     return workspace
 
 
+@pytest.fixture
+def log() -> Iterator[list[tuple[str, str]]]:
+    """Level and message of what the library has logged."""
+    said: list[tuple[str, str]] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append((record.levelname, record.getMessage()))  # type: ignore[method-assign]
+    logger = logging.getLogger("musubitraining")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    yield said
+    logger.removeHandler(handler)
+
+
 class Reacts(logging.Handler):
     """Does something when a certain line is logged."""
 

@@ -2,9 +2,7 @@
 
 import io
 import json
-import logging
 import random
-from collections.abc import Iterator
 from dataclasses import FrozenInstanceError, dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -37,18 +35,6 @@ class Made:
 
     def said(self, part: str, level: str = "INFO") -> list[str]:
         return [line for name, line in self.log if name == level and part in line]
-
-
-@pytest.fixture
-def log() -> Iterator[list[tuple[str, str]]]:
-    said: list[tuple[str, str]] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: said.append((record.levelname, record.getMessage()))  # type: ignore[method-assign]
-    logger = logging.getLogger("musubitraining")
-    logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
-    yield said
-    logger.removeHandler(handler)
 
 
 def trainer(workspace: Workspace, **more: Any) -> MusubiTraining:

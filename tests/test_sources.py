@@ -1,13 +1,12 @@
 """Photos that are here already: a zip, a file:// URL, a folder; and the dataset's TOML for who gives none."""
 
-import logging
 import os
 import random
 import socket
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -36,18 +35,6 @@ PHOTOS = {
     "b.png": png(8, 8),
     "readme.md": b"",
 }
-
-
-@pytest.fixture
-def log() -> Iterator[Log]:
-    said: Log = []
-    handler = logging.Handler()
-    handler.emit = lambda record: said.append((record.levelname, record.getMessage()))  # type: ignore[method-assign]
-    logger = logging.getLogger("musubitraining")
-    logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
-    yield said
-    logger.removeHandler(handler)
 
 
 def trainer(workspace: Workspace, kind: type[MusubiTraining] = MusubiTraining, **more: Any) -> Any:
